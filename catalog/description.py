@@ -1,0 +1,175 @@
+"""Description: everything known of one checkpoint; the answer of the one job that all callers run.
+
+The types alone, so that whoever only carries a description needs none of the code that makes one.
+"""
+
+import enum
+
+import msgspec
+
+from ckptd.validators.findings import Finding
+from ckptd.validators.inspection import FileIdentity, Inspection, Level, Plain, TensorInfo
+
+
+class SidecarStatus(enum.StrEnum):
+    """What was found beside a checkpoint."""
+
+    NONE = "none"
+    OURS = "ours"
+    """Written by ckptd and untouched since (its body digest matches)."""
+    FOREIGN = "foreign"
+    """A person's or a training's, also ours edited by hand. Never overwritten."""
+    STALE = "stale"
+    """Describes an earlier file of this name; foreign."""
+    STALE_OURS = "stale_ours"
+    """The same, but ours: it may be replaced."""
+    INVALID = "invalid"
+    """Not readable as metadata; foreign."""
+
+
+class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a description needs to know besides the opened files. Travels to the worker."""
+
+    checkpoint_path: str
+    """Absolute; for people, and for names in it. Never opened."""
+    relative_path: bytes
+    """Beneath the root."""
+    level: Level = Level.STRUCTURE
+    sidecar_names: tuple[bytes, ...] = ()
+    """Relative paths of the opened sidecars, in the order in which they are consulted."""
+    config_name: bytes | None = None
+    """Relative path of the opened config."""
+    run_failed: bool = False
+    trust_sidecar: bool = False
+    """A sidecar of ours that matches size and time stands in for the inspection (the fast path)."""
+
+
+class OpenedFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Descriptors for a request, opened by whoever asks; the caller closes them."""
+
+    checkpoint: int
+    sidecars: tuple[int, ...] = ()
+    config: int | None = None
+
+    def all(self) -> tuple[int, ...]:
+        """Every descriptor, checkpoint first, then the sidecars, then the config."""
+        return (self.checkpoint, *self.sidecars, *(() if self.config is None else (self.config,)))
+
+
+class Encoder(msgspec.Struct, frozen=True, kw_only=True):
+    model_name: str | None = None
+    pretrained: bool | None = None
+    frozen: bool | None = None
+
+
+class Decoder(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | None = None
+    in_channels: Plain = None
+    """An integer or a list of them."""
+    inner_channels: Plain = None
+    output_channels: Plain = None
+    params: Plain = None
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | None = None
+    in_channels: Plain = None
+    params: Plain = None
+
+
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | None = None
+    params: Plain = None
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True):
+    architecture: str | None = None
+    encoder: Encoder = Encoder()
+    decoder: Decoder = Decoder()
+    head: Head = Head()
+    loss: Loss = Loss()
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    epoch: int | None = None
+    global_step: int | None = None
+    training_phase: str | None = None
+    max_epochs: int | None = None
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    precision: float | None = None
+    recall: float | None = None
+    hmean: float | None = None
+    validation_loss: float | None = None
+    additional_metrics: dict[str, float] = {}
+
+    def flat(self) -> dict[str, float]:
+        """All known metrics by name."""
+        named = {
+            "precision": self.precision,
+            "recall": self.recall,
+            "hmean": self.hmean,
+            "validation_loss": self.validation_loss,
+        }
+        return {name: value for name, value in named.items() if value is not None} | self.additional_metrics
+
+
+class Checkpointing(msgspec.Struct, frozen=True, kw_only=True):
+    monitor: str | None = None
+    mode: str | None = None
+    save_top_k: int | None = None
+    save_last: Plain = None
+    """True, False or `link`."""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Which file the metadata describes, and who wrote it."""
+
+    generated_by: str | None = None
+    generated_at: str | None = None
+    size_bytes: int | None = None
+    modified_at: str | None = None
+    archive_id: str | None = None
+    digest: str | None = None
+    body_digest: str | None = None
+
+
+class CheckpointMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """Metadata schema 1.0. Every key is written, absent values as null. Field order is the file's order."""
+
+    schema_version: str = "1.0"
+    checkpoint_path: str | None = None
+    exp_name: str | None = None
+    created_at: str | None = None
+    training: Training = Training()
+    model: Model = Model()
+    metrics: Metrics = Metrics()
+    checkpointing: Checkpointing = Checkpointing()
+    hydra_config_path: str | None = None
+    wandb_run_id: str | None = None
+    source: Source = Source()
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """One checkpoint, described."""
+
+    inspection: Inspection
+    findings: tuple[Finding, ...]
+    """Of the inspection, the sidecar and the surroundings, worst first."""
+    metadata: CheckpointMetadata
+    provenance: dict[str, str] = {}
+    """Dotted metadata field → where its value came from: `sidecar`, `checkpoint`, `config`, `file_name`, `layout`."""
+    run_id: str | None = None
+    sidecar: SidecarStatus = SidecarStatus.NONE
+    sidecar_identities: tuple[FileIdentity, ...] = ()
+    config_identity: FileIdentity | None = None
+    config: Plain = None
+    """The config beside the checkpoint, as plain data; None where there is none or it cannot be read."""
+    user: dict[str, Plain] = {}
+    """Keys of a person's sidecar that the schema does not know."""
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensor table."""
+        return self.inspection.tensors
