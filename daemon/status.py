@@ -1,0 +1,84 @@
+"""Status: what the service knows of itself; health, metrics and the log line are made from it."""
+
+import enum
+
+import msgspec
+
+
+class CatalogStatus(enum.StrEnum):
+    """The one word for an operator."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    """It answers, but something is late, missing or down; `reasons` says what."""
+    UNHEALTHY = "unhealthy"
+    """What it says may be wrong: no sweep has ever ended, or no root can be read."""
+
+
+class RootStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One root, as it is now."""
+
+    path: str
+    online: bool
+    watching: bool
+    """Events arrive; otherwise only the sweep finds changes."""
+    writable: bool | None = None
+    """Sidecars can be written (the lock is held and the tree is not read-only)."""
+    complete_as_of: float | None = None
+    """Start of the last sweep that ended without error and whose findings are published; epoch seconds."""
+    sweep_started_at: float | None = None
+    """A sweep is under way since then; epoch seconds."""
+    last_sweep_s: float | None = None
+    last_error: str | None = None
+
+
+class RecentError(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that went wrong lately, for the operator."""
+
+    at: float
+    what: str
+    path: str | None = None
+    message: str
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """A consistent picture of the service at one moment."""
+
+    instance: str
+    revision: int
+    started_at: float
+    state: CatalogStatus
+    reasons: tuple[str, ...] = ()
+    complete_as_of: float | None = None
+    """The oldest over all roots; None until every root was swept once."""
+    roots: tuple[RootStatus, ...] = ()
+    checkpoint_count: int = 0
+    by_health: dict[str, int] = {}
+    with_sidecar: int = 0
+    """Valid checkpoints whose metadata lies beside them."""
+    with_state_metadata: int = 0
+    """Valid checkpoints whose metadata could only be kept in the state."""
+    last_build_s: float | None = None
+    """How long the first full picture took after the start."""
+    last_build_at: float | None = None
+    fast_path_count: int = 0
+    """Entries of that build taken over without reading the checkpoint (state or sidecar)."""
+    slow_path_count: int = 0
+    """Entries of that build that were inspected."""
+    pending: int = 0
+    """Paths that are known to need a look, or whose description is under way."""
+    writing_sidecars: int = 0
+    skipped_sidecars: int = 0
+    skipped_links: int = 0
+    state_durable: bool = True
+    """False while the state cannot be written; the catalog is then served from memory alone."""
+    recent_errors: tuple[RecentError, ...] = ()
+    worker_crashes: int = 0
+    sandbox: str = "unknown"
+    """`full`, `partial: why` or `none: why`."""
+
+    @property
+    def metadata_coverage(self) -> float:
+        """Share of valid checkpoints with metadata, beside the file or in the state; 1.0 when there are none."""
+        valid = self.by_health.get("valid", 0)
+        return 1.0 if not valid else (self.with_sidecar + self.with_state_metadata) / valid
