@@ -291,8 +291,7 @@ class Catalog:
         live: list[LogItem] = [item for item in self._log if item is not None]
         self._revisions = array.array("q", map(revision_of, live))
         self._positions = {
-            (item.id if isinstance(item, Tombstone) else item.entry.id): position
-            for position, item in enumerate(live)
+            (item.id if isinstance(item, Tombstone) else item.entry.id): position for position, item in enumerate(live)
         }
         self._holes = 0
 

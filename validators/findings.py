@@ -107,7 +107,10 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         "Give the daemon write access to have it beside the file",
     ),
     "metadata.orphan": (_W, "the sidecar's checkpoint is gone; delete the sidecar if nobody needs it"),
-    "config.missing": (_W, "no training config was found near the checkpoint; keep .hydra/ or config.yaml with the run"),
+    "config.missing": (
+        _W,
+        "no training config was found near the checkpoint; keep .hydra/ or config.yaml with the run",
+    ),
     "link.dangling": (_W, "the link's target does not exist: remove the link or restore the target"),
     "run.failed": (_W, "a .FAILURE file lies beside the checkpoint: the run did not end well"),
     "worker.crashed": (

@@ -1,0 +1,1 @@
+"""What is known about checkpoints. No sockets, no watching, no event loop."""

@@ -1,0 +1,1 @@
+"""Files, time, sockets, lifetimes."""

@@ -1,0 +1,1 @@
+"""The wire: list, detail, live stream, health."""

@@ -1,0 +1,1 @@
+"""Bytes → facts and findings. Pure and synchronous: no event loop, no catalog, no network."""
