@@ -1,0 +1,403 @@
+"""Settings: everything that can be set, with units and ranges; flag before environment before YAML file."""
+
+import difflib
+import enum
+import hashlib
+import math
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from ckptd.catalog.roots import DEFAULT_SUFFIXES, RootError, resolve_roots
+from ckptd.validators.inspection import Level
+
+ENV_PREFIX = "CKPTD_"
+CREDENTIAL_NAME = "ckptd.token"
+"""File in `$CREDENTIALS_DIRECTORY` (systemd `LoadCredential=ckptd.token:…`) that serves as `token_file`."""
+
+_CONFIG_LIMIT_BYTES = 1 << 20
+_PATH_LISTS = frozenset({"roots", "follow_links"})
+
+
+class SettingsError(ValueError):
+    """Raised when the settings cannot be used; nothing has been started. The command line exits with 2."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Access(enum.StrEnum):
+    """Who may read."""
+
+    AUTO = "auto"
+    """On loopback without a token if everyone on the machine may read the roots anyway; else with one."""
+    TOKEN = "token"  # noqa: S105 - the name of a mode, not a secret
+    """Always with a token."""
+
+
+class Sidecars(enum.StrEnum):
+    """Whether missing sidecars are written."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
+class SidecarName(enum.StrEnum):
+    """The name of a written sidecar; both are read."""
+
+    LONG = "long"
+    """`best.ckpt.metadata.yaml`"""
+    SHORT = "short"
+    """`best.metadata.yaml`"""
+
+
+class LogFormat(enum.StrEnum):
+    """The form of the log."""
+
+    AUTO = "auto"
+    """`console` on a terminal, else `json`."""
+    CONSOLE = "console"
+    JSON = "json"
+
+
+class LogLevel(enum.StrEnum):
+    """The least severe event that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _off_is_a_word(value: object) -> object:
+    # YAML 1.1 reads a bare `off` as false.
+    return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value
+
+
+def _strings(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
+Words = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
+Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+SomeSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """All settings, validated. Built once (see `load_settings`) and handed down; nothing reads the environment later.
+
+    Flags, environment variables, YAML keys, `--help` and the tables of the documentation are all made from
+    these fields.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False, validate_default=True)
+
+    roots: Annotated[Paths, Field(min_length=1)] = Field(
+        ("outputs",), description="directories that are watched, any depth"
+    )
+    suffixes: Annotated[Words, Field(min_length=1)] = Field(
+        DEFAULT_SUFFIXES, description="file names that end so are checkpoints: .ckpt, .pt, .pth, .safetensors"
+    )
+    follow_links: Paths = Field((), description="directories outside the roots that links may lead into")
+
+    host: Annotated[str, Field(min_length=1)] = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8765, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one")
+    uds: str | None = Field(None, description="Unix socket to listen on, instead of host and port")
+    port_file: str | None = Field(None, description="file that the port is written to once it is bound")
+    state_dir: str = Field(
+        default_factory=lambda data: default_state_dir(data.get("roots", ("outputs",)), os.environ),
+        description="directory of the daemon's memory; deleting it is safe",
+    )
+    root_path: Annotated[str, Field(pattern=r"^(/[^/?#\s]+)*$")] = Field(
+        "", description="path prefix that a reverse proxy strips, such as /ckptd"
+    )
+    access: Access = Field(
+        Access.AUTO, description="auto: a token unless loopback and world-readable roots; token: always a token"
+    )
+    allow_anonymous: bool = Field(False, description="let everyone who reaches the socket in, without a token")
+    token_file: str | None = Field(None, description="file with the token; else one is generated in state_dir")
+    cors_origins: Words = Field((), description="origins that browsers may read from, such as https://studio.example")
+
+    watch_step_ms: int = Field(5, ge=1, le=10_000, description="how often the watcher looks for new events, in ms")
+    watch_debounce_ms: int = Field(50, ge=1, le=60_000, description="longest wait to group events, in ms")
+    sweep_min_s: SomeSeconds = Field(10, description="least time between two sweeps of a tree, in seconds")
+    sweep_cpu: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = Field(
+        0.02, description="share of one core that sweeps may take"
+    )
+    poll_s: SomeSeconds = Field(15, description="time between two looks at a network filesystem, in seconds")
+
+    quiet_s: Seconds = Field(2, description="a format without an end mark is whole when unchanged for so many seconds")
+    abandoned_s: SomeSeconds = Field(60, description="an incomplete file unchanged for so many seconds is invalid")
+
+    sidecars: Annotated[Sidecars, pydantic.BeforeValidator(_off_is_a_word)] = Field(
+        Sidecars.AUTO, description="auto: write missing .metadata.yaml files; off: write nothing beside checkpoints"
+    )
+    sidecar_name: SidecarName = Field(
+        SidecarName.LONG, description="long: best.ckpt.metadata.yaml; short: best.metadata.yaml"
+    )
+    sidecar_delay_s: Seconds = Field(2, description="time given to a training to write its own sidecar, in seconds")
+    export_index: bool = Field(True, description="write .checkpoint_index.json into each root")
+
+    workers: int = Field(default_factory=_cores, ge=1, le=256, description="worker processes that parse files")
+    worker_memory_mb: int = Field(1024, ge=64, le=1 << 20, description="memory limit of a worker, in MB")
+    worker_timeout_s: SomeSeconds = Field(30, description="time limit of a worker for one file, in seconds")
+
+    verify: Literal[Level.STRUCTURE, Level.CHECKSUM, Level.WEIGHTS] = Field(
+        Level.CHECKSUM,
+        description="how far checkpoints are verified: structure, checksum (every byte), weights (every value)",
+    )
+    verify_mb_per_s: float = Field(
+        200,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="speed of the background verification, in MB/s",
+    )
+    scrub_days: float = Field(
+        30,
+        ge=0,
+        le=36_500,
+        allow_inf_nan=False,
+        description="age in days at which a verification is repeated; 0: never",
+    )
+
+    coalesce_ms: int = Field(10, ge=0, le=10_000, description="how long changes are gathered before sending, in ms")
+    heartbeat_s: SomeSeconds = Field(15, description="time between two heartbeats of the live stream, in seconds")
+    max_listeners: int = Field(12_000, ge=1, le=1_000_000, description="live listeners at one time")
+    send_timeout_s: SomeSeconds = Field(30, description="a listener that takes nothing for so many seconds is closed")
+
+    coverage_degraded: Share = Field(0.8, description="health is degraded when a smaller share has metadata")
+    build_degraded_s: SomeSeconds = Field(5, description="health is degraded when the build took more seconds")
+
+    log_format: LogFormat = Field(LogFormat.AUTO, description="console, json, or auto: by whether stderr is a terminal")
+    log_level: LogLevel = Field(LogLevel.INFO, description="least severe event that is logged")
+    config: str | None = Field(None, description="YAML file with settings")
+
+    @pydantic.field_validator("suffixes")
+    @classmethod
+    def _suffixes_are_suffixes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for suffix in value:
+            if not re.fullmatch(r"(\.[^./\0]+)+", suffix):
+                raise ValueError(f"{suffix!r} is not a suffix such as .ckpt")
+        return value
+
+    @pydantic.field_validator("roots", "follow_links")
+    @classmethod
+    def _paths_are_not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not path or "\0" in path for path in value):
+            raise ValueError("a path is empty")
+        return value
+
+    @pydantic.field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s*]+", origin):
+                raise ValueError(f"{origin!r} is not an origin such as https://studio.example:8443")
+        return value
+
+    @pydantic.field_validator("state_dir", "uds", "port_file", "token_file", "config")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        # Made absolute once: a later change of the working directory must not move the state.
+        return None if value is None else os.path.abspath(os.path.expanduser(value))
+
+    @pydantic.model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.allow_anonymous and self.access is Access.TOKEN:
+            raise ValueError("allow_anonymous and access=token contradict each other: leave one of them out")
+        if self.abandoned_s < self.quiet_s:
+            raise ValueError(f"abandoned_s ({self.abandoned_s:g}) is below quiet_s ({self.quiet_s:g}): raise it")
+        return self
+
+
+def load_settings(
+    flags: Mapping[str, Any], env: Mapping[str, str] | None = None, config_path: str | None = None
+) -> Settings:
+    """Combine flags, environment and configuration file, the first that names a setting wins.
+
+    Args:
+        flags: setting → value; None stands for "not given".
+        env: the environment, by default the process's own. `CKPTD_ROOTS` and `CKPTD_FOLLOW_LINKS` separate paths
+            by `:`, other lists by commas. An empty value counts as not given.
+        config_path: YAML file; by default `flags["config"]`, then `CKPTD_CONFIG`.
+
+    Raises:
+        SettingsError: names each setting that cannot be used, its value, where it came from and what to do.
+    """
+    env = os.environ if env is None else env
+    given = {name: value for name, value in flags.items() if value is not None}
+    config_path = config_path or given.get("config") or env.get(f"{ENV_PREFIX}CONFIG") or None
+    layers: list[tuple[dict[str, Any], str]] = [(given, "--{flag}"), (_from_env(env), f"{ENV_PREFIX}{{env}}")]
+    if config_path is not None:
+        layers.append((_from_file(config_path), config_path.replace("{", "{{").replace("}", "}}")))
+        given["config"] = config_path
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer, origin in layers:
+        for name in layer.keys() - values.keys():
+            values[name] = layer[name]
+            origins[name] = origin.format(flag=name.replace("_", "-"), env=name.upper())
+    _reject_unknown(values, origins)
+    _fill_from_system(values, env)
+    try:
+        return Settings(**values)
+    except pydantic.ValidationError as error:
+        raise SettingsError(_problems(error.errors(), values, origins)) from None
+
+
+def default_state_dir(roots: Iterable[str], env: Mapping[str, str]) -> str:
+    """`$STATE_DIRECTORY` (systemd), else `$XDG_STATE_HOME/ckptd/<hash of the resolved roots>`.
+
+    Raises:
+        RootError: a root exists and is not a directory.
+    """
+    given = env.get("STATE_DIRECTORY")
+    if given:
+        return given.split(":")[0]  # systemd joins several by colons; ours is the first
+    resolved, _ = resolve_roots(roots)
+    names = b"\0".join(sorted(root.path for root in resolved))
+    home = env.get("XDG_STATE_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".local", "state")
+    return os.path.join(home, "ckptd", hashlib.blake2b(names, digest_size=8).hexdigest())
+
+
+class SettingDoc(typing.NamedTuple):
+    """One row of the settings table."""
+
+    name: str
+    default: str
+    description: str
+    is_list: bool
+    is_bool: bool
+    choices: tuple[str, ...]
+
+
+def setting_docs() -> list[SettingDoc]:
+    """Every setting as flags, `--help` and the documentation show it, in the order of the model."""
+    return [_doc(name, field) for name, field in Settings.model_fields.items()]
+
+
+# ---- inside ------------------------------------------------------------------------------------------------
+
+
+def _doc(name: str, field: pydantic.fields.FieldInfo) -> SettingDoc:
+    annotation = field.annotation
+    if typing.get_origin(annotation) is Literal:
+        choices = tuple(str(choice.value) for choice in typing.get_args(annotation))
+    elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        choices = tuple(str(choice.value) for choice in annotation)
+    else:
+        choices = ()
+    is_list = typing.get_origin(annotation) is tuple
+    return SettingDoc(name, _shown_default(name, field), field.description or "", is_list, annotation is bool, choices)
+
+
+def _shown_default(name: str, field: pydantic.fields.FieldInfo) -> str:
+    default = field.default
+    if default is PydanticUndefined:
+        return {"workers": "cores", "state_dir": "by the roots"}[name]
+    if isinstance(default, tuple):
+        return " ".join(default) or "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return "none" if default is None or default == "" else str(default)
+
+
+def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        text = env.get(ENV_PREFIX + name.upper())
+        if not text or name == "config":
+            continue
+        if typing.get_origin(field.annotation) is tuple:
+            # Paths by the system's own separator: Hydra puts commas into directory names.
+            separator = os.pathsep if name in _PATH_LISTS else ","
+            values[name] = tuple(part.strip() for part in text.split(separator) if part.strip())
+        else:
+            values[name] = text
+    return values
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_CONFIG_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise SettingsError([f"config: {path} cannot be read ({error.strerror}); name an existing file"]) from None
+    if len(data) > _CONFIG_LIMIT_BYTES:
+        raise SettingsError([f"config: {path} is larger than 1 MiB; it is not a settings file"])
+    try:
+        loaded = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise SettingsError([f"config: {path} is not valid YAML ({detail}); correct the file"]) from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise SettingsError([f"config: {path} holds a {type(loaded).__name__}; write `name: value` lines"])
+    values = {str(name).replace("-", "_"): value for name, value in loaded.items() if value is not None}
+    if "config" in values:
+        raise SettingsError([f"config: {path} names another config; give the final file by --config"])
+    return values
+
+
+def _reject_unknown(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
+    problems = []
+    for name in sorted(values.keys() - Settings.model_fields.keys()):
+        close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else "see `ckptd serve --help` for the settings"
+        problems.append(f"{name}: there is no such setting (from {origins[name]}); {hint}")
+    if problems:
+        raise SettingsError(problems)
+
+
+def _fill_from_system(values: dict[str, Any], env: Mapping[str, str]) -> None:
+    credentials = env.get("CREDENTIALS_DIRECTORY")
+    if "token_file" not in values and credentials:
+        credential = os.path.join(credentials, CREDENTIAL_NAME)
+        if os.path.exists(credential):
+            values["token_file"] = credential
+    roots = values.get("roots", Settings.model_fields["roots"].default)
+    roots = (roots,) if isinstance(roots, str) else roots
+    if not isinstance(roots, tuple | list) or not all(isinstance(root, str) and root for root in roots):
+        return  # the validation says what is wrong with them
+    try:
+        state_dir = default_state_dir(roots, env)
+    except (RootError, ValueError, OSError) as error:
+        raise SettingsError([str(error)]) from None
+    values.setdefault("state_dir", state_dir)
+
+
+def _problems(errors: Iterable[ErrorDetails], values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
+    problems = []
+    for error in errors:
+        reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if not error["loc"]:
+            problems.append(reason)
+            continue
+        name = str(error["loc"][0])
+        if name not in values:
+            continue  # a default that could not be computed because of another error
+        field = Settings.model_fields[name]
+        value, origin = values[name], origins.get(name, "the system")
+        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+            value = int(value)
+        default = _shown_default(name, field)
+        problems.append(
+            f"{name}: {value!r} (from {origin}) cannot be used: {reason}; {field.description} (default: {default})"
+        )
+    return problems
