@@ -1,0 +1,57 @@
+# ensure_venv PROFILE EXTRAS: make .venv fit for PROFILE, once per state of pyproject.toml and constraints.txt.
+# Sourced by the scripts beside it; `repo` is the checkout's root.
+
+repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+venv="${CKPTD_VENV:-$repo/.venv}"
+TORCH_INDEX_URL="${TORCH_INDEX_URL:-https://download.pytorch.org/whl/cpu}"
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$*"; exit 3; }
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
+    [ -n "$candidate" ] || continue
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  die "no Python 3.11 or newer was found; install one, or name it by PYTHON=/path/to/python"
+}
+
+# CUDA builds of torch are 2 GB that nothing here needs. First what pip has on this machine (its configured
+# find-links), then PyTorch's own CPU index, then whatever the default index offers.
+install_torch() {
+  local pin
+  pin="$(grep -E '^torch==' "$repo/constraints.txt")"
+  if "$venv/bin/python" -c 'import torch' 2>/dev/null; then return; fi
+  say "installing $pin (CPU)"
+  "$venv/bin/pip" install --quiet --no-index --no-deps "$pin" 2>/dev/null ||
+    "$venv/bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX_URL" "$pin" 2>/dev/null ||
+    "$venv/bin/pip" install --quiet -c "$repo/constraints.txt" "$pin" ||
+    die "torch could not be installed; set TORCH_INDEX_URL to an index that has $pin"
+}
+
+ensure_venv() {
+  local profile="$1" extras="$2" stamp wanted
+  stamp="$venv/.ckptd-$profile"
+  wanted="$(cat "$repo/pyproject.toml" "$repo/constraints.txt" | cksum) $repo"
+  if [ -x "$venv/bin/ckptd" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+  (
+    # Two scripts started together must not install over each other.
+    mkdir -p "$repo/.cache"
+    exec 9>"$repo/.cache/venv.lock"
+    if command -v flock >/dev/null; then flock 9; fi
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then exit 0; fi
+    if [ ! -x "$venv/bin/pip" ]; then
+      say "creating $venv"
+      "$(find_python)" -m venv "$venv" || die "python -m venv failed; on Debian and Ubuntu: apt install python3-venv"
+    fi
+    case ",$extras," in *,demo,* | *,test,* | *,torch,*) install_torch ;; esac
+    say "installing ckptd${extras:+[$extras]}"
+    "$venv/bin/pip" install --quiet -c "$repo/constraints.txt" -e "$repo${extras:+[$extras]}" ||
+      die "pip could not install ckptd; see its message above"
+    printf '%s' "$wanted" >"$stamp"
+  ) || exit $?
+}
