@@ -93,6 +93,18 @@ class _Wait(NamedTuple):
     ladder_s: tuple[float, ...]
 
 
+class _Times(NamedTuple):
+    """A look takes time, and what it saw may be as old as its beginning."""
+
+    began_at: float
+    ended_at: float
+    wall_ended_ns: int
+
+    def age_s(self, *times_ns: int) -> float:
+        """How long before the look began the latest of `times_ns` was; negative for a later time."""
+        return (self.wall_ended_ns - max(times_ns)) / 1e9 - (self.ended_at - self.began_at)
+
+
 class _Path:
     """What is remembered of one path while it is not settled."""
 
@@ -108,7 +120,7 @@ class _Path:
         self.identity: FileIdentity | None = None
         self.seal: Seal | None = None
         self.since = 0.0
-        """When `identity` was first seen."""
+        """When the look that first saw `identity` ended."""
         self.witnessed = False
         """The file changed under our eyes: only our own clock says for how long it has been quiet."""
         self.rung = 0
@@ -148,6 +160,17 @@ class Settle(Generic[Key]):
             return
         self._schedule(key, path, now)
 
+    def hint_under_way(self, now: float) -> list[Key]:
+        """Hint every path that is being looked at, and return them. To be called when a sweep begins.
+
+        A sweep compares the tree with what is published. A look that began earlier publishes after that
+        comparison what it saw before it, and nobody would notice.
+        """
+        keys = list(self._looking)
+        for key in keys:
+            self.hint(key, now)
+        return keys
+
     def due(self, now: float, limit: int) -> list[Key]:
         """Hand out at most `limit` keys to look at now, the longest overdue first.
 
@@ -175,9 +198,9 @@ class Settle(Generic[Key]):
         Raises:
             KeyError: the key is not being looked at.
         """
-        del self._looking[key]
+        began_at = self._looking.pop(key)
         path = self._paths[key]
-        verdict, delay_s = self._judge(path, look, now, wall_now_ns)
+        verdict, delay_s = self._judge(path, look, _Times(began_at, now, wall_now_ns))
         if path.again:
             path.again = False
             self._schedule(key, path, now)
@@ -248,7 +271,7 @@ class Settle(Generic[Key]):
 
     # ---- judgement -----------------------------------------------------------------------------------------
 
-    def _judge(self, path: _Path, look: Look, now: float, wall_now_ns: int) -> tuple[Verdict, float | None]:
+    def _judge(self, path: _Path, look: Look, times: _Times) -> tuple[Verdict, float | None]:
         """What to publish, and in how many seconds to look again; None: never, it is settled."""
         match look.kind:
             case LookKind.GONE:
@@ -261,18 +284,19 @@ class Settle(Generic[Key]):
                 return Verdict.OFFLINE, max(self._climb(path, OFFLINE_LADDER_S), crowd_s)
             case LookKind.UNCHANGED:
                 self._enter(path, Phase.CONFIRMING)
-                young = path.confirm_at is not None and now < path.confirm_at
-                return Verdict.NOTHING, path.confirm_at - now if young and path.confirm_at is not None else None
+                if path.confirm_at is None or path.confirm_at <= times.began_at:
+                    return Verdict.NOTHING, None
+                return Verdict.NOTHING, path.confirm_at - times.ended_at
             case LookKind.SEEN:
                 if look.identity is None or look.seal is None:
                     raise ValueError("a file that was seen has an identity and a seal")
-                return self._judge_seen(path, look, look.identity, now, wall_now_ns)
+                return self._judge_seen(path, look, look.identity, times)
 
     def _judge_seen(
-        self, path: _Path, look: Look, identity: FileIdentity, now: float, wall_now_ns: int
+        self, path: _Path, look: Look, identity: FileIdentity, times: _Times
     ) -> tuple[Verdict, float | None]:
-        changed = self._observe(path, identity, look.seal, now)
-        wait = self._wait_for(path, look, identity, now, wall_now_ns, changed=changed)
+        changed = self._observe(path, identity, look.seal, times.ended_at)
+        wait = self._wait_for(path, look, identity, times, changed=changed)
         if wait.unchanged_s < wait.need_s:
             self._enter(path, Phase.CONFIRMING if wait.meanwhile is Verdict.NOTHING else Phase.WRITING)
             path.confirm_at = None
@@ -280,16 +304,14 @@ class Settle(Generic[Key]):
         if wait.verdict is not Verdict.WHOLE:
             return wait.verdict, None
         self._enter(path, Phase.CONFIRMING)
-        return Verdict.WHOLE, self._confirm_in_s(path, identity, now, wall_now_ns)
+        return Verdict.WHOLE, self._confirm_in_s(path, identity, times)
 
-    def _wait_for(
-        self, path: _Path, look: Look, identity: FileIdentity, now: float, wall_now_ns: int, *, changed: bool
-    ) -> _Wait:
-        own_s = now - path.since
+    def _wait_for(self, path: _Path, look: Look, identity: FileIdentity, times: _Times, *, changed: bool) -> _Wait:
+        own_s = max(0.0, times.began_at - path.since)
         # The file's own times count for what was not watched: a daemon that starts on an old tree need not wait.
         # ctime cannot be set back, so a copy that restores an old mtime at its end does not look quiet.
         trust_file = not path.witnessed and look.writer is not True
-        quiet_s = max(own_s, _age_s(wall_now_ns, identity.mtime_ns, identity.ctime_ns)) if trust_file else own_s
+        quiet_s = max(own_s, times.age_s(identity.mtime_ns, identity.ctime_ns)) if trust_file else own_s
         match look.seal, look.writer:
             case Seal.SEALED, False:
                 return _Wait(Verdict.WHOLE, 0.0, own_s, Verdict.NOTHING, HELD_LADDER_S)
@@ -304,7 +326,7 @@ class Settle(Generic[Key]):
             case Seal.NONE, _:
                 return _Wait(Verdict.WHOLE, self._quiet_s, quiet_s, Verdict.WRITING, (self._quiet_s,))
             case _:
-                stale_s = max(own_s, _age_s(wall_now_ns, identity.mtime_ns)) if trust_file else own_s
+                stale_s = max(own_s, times.age_s(identity.mtime_ns)) if trust_file else own_s
                 return _Wait(Verdict.ABANDONED, self._abandoned_s, stale_s, Verdict.WRITING, OPEN_LADDER_S)
 
     def _observe(self, path: _Path, identity: FileIdentity, seal: Seal | None, now: float) -> bool:
@@ -318,17 +340,17 @@ class Settle(Generic[Key]):
         path.identity, path.since, path.confirm_at = identity, now, None
         return changed
 
-    def _confirm_in_s(self, path: _Path, identity: FileIdentity, now: float, wall_now_ns: int) -> float | None:
+    def _confirm_in_s(self, path: _Path, identity: FileIdentity, times: _Times) -> float | None:
         if path.confirm_at is None:
             # A time in the future counts as just now; the second look ends it in any case.
-            age_s = max(0.0, _age_s(wall_now_ns, identity.mtime_ns, identity.ctime_ns))
+            age_s = max(0.0, times.age_s(identity.mtime_ns, identity.ctime_ns))
             if age_s >= self._young_s:
                 return None
-            path.confirm_at = now + self._young_s - age_s
-        elif now >= path.confirm_at:
+            path.confirm_at = times.began_at + self._young_s - age_s
+        elif times.began_at >= path.confirm_at:
             path.confirm_at = None
             return None
-        return path.confirm_at - now
+        return path.confirm_at - times.ended_at
 
     # ---- bookkeeping ---------------------------------------------------------------------------------------
 
@@ -359,8 +381,3 @@ class Settle(Generic[Key]):
     def _is_valid(self, place: tuple[float, int, Key]) -> bool:
         path = self._paths.get(place[2])
         return path is not None and path.ticket == place[1]
-
-
-def _age_s(wall_now_ns: int, *times_ns: int) -> float:
-    """How long ago the latest of `times_ns` was; negative for a time in the future."""
-    return (wall_now_ns - max(times_ns)) / 1e9

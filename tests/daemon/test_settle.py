@@ -357,3 +357,23 @@ def test_a_hundred_thousand_paths_pass_through() -> None:
             verdicts += settle.looked(key, seen(file(LONG_AGO_S), Seal.SEALED), 0, int(WALL_S * 1e9)) is Verdict.WHOLE
     assert verdicts == n
     assert len(settle) == 0
+
+
+def test_what_a_slow_look_saw_is_as_old_as_its_beginning() -> None:
+    """The file was a moment old when it was seen; that the look took three seconds makes it no quieter."""
+    story = Story()
+    story.hint(0)
+    assert story.settle.due(0, 1) == ["a"]
+    slow = seen(file(-0.1), Seal.NONE)
+    assert story.settle.looked("a", slow, 3, int((WALL_S + 3) * 1e9)) is Verdict.WRITING
+    assert story.look(5, slow) is Verdict.WHOLE
+
+
+def test_a_sweep_has_every_look_under_way_repeated() -> None:
+    """Else what such a look saw before the sweep would be published after the sweep compared, and stand."""
+    story = Story()
+    story.hint(0)
+    assert story.settle.due(0, 1) == ["a"]
+    assert story.settle.hint_under_way(0.5) == ["a"]
+    assert story.settle.looked("a", seen(file(LONG_AGO_S), Seal.SEALED), 1, int((WALL_S + 1) * 1e9)) is Verdict.WHOLE
+    assert story.look(1, GONE) is Verdict.REMOVE
