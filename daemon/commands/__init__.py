@@ -1,0 +1,1 @@
+"""The subcommands of `ckptd`, one module each."""

@@ -1,0 +1,25 @@
+"""ckptd serve: run the service in the foreground."""
+
+import argparse
+
+from .flags import add_setting_flags, settings_from
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Positional roots, and a flag for every setting."""
+    parser.usage = "ckptd serve [ROOT ...] [--host HOST] [--port PORT] [settings]"
+    parser.add_argument("positional_roots", nargs="*", metavar="ROOT", help="directories to watch (default: outputs)")
+    parser.add_argument("--json", action="store_true", help="the same as --log-format json")
+    add_setting_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    if options.json and options.log_format is None:
+        options.log_format = "json"
+    settings = settings_from(options)
+    # After the settings: an error in them answers without the time that the server takes to import.
+    from ..logging import configure
+    from ..service import run as run_service
+
+    return run_service(settings, configure(settings))
