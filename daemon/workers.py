@@ -1,0 +1,509 @@
+"""The worker pool: opened files in, typed descriptions out; no file can hurt the service or another file.
+
+Jobs wait in one queue. Each of `workers` tasks takes a job, or a handful when many wait, has the zygote fork a child
+for them and follows that child until it ended. A child that dies takes only the file under way with it; if it had
+worked on others before, that file gets a second chance in a fresh child, alone, before it is blamed.
+"""
+
+import collections
+import contextlib
+import itertools
+import os
+import signal
+import types
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import msgspec
+
+from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
+from ckptd.validators.errors import Changed, Unreadable
+from ckptd.validators.findings import Finding, finding
+from ckptd.validators.inspection import TensorInfo
+
+from .answers import (
+    BadAnswer,
+    Batch,
+    ChangedAnswer,
+    Death,
+    Described,
+    Ended,
+    GaveUp,
+    Job,
+    Kill,
+    Refused,
+    UnreadableAnswer,
+    decode_answer,
+)
+from .zygote import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PROGRESS, Limits
+from .zygote_process import ZYGOTE_COMMAND, ZygoteError, ZygoteGone, ZygoteProcess, start_zygote
+
+BATCH_JOBS = 16
+"""Jobs of one child at most. A fork costs as much as describing two or three small files."""
+STALL_S = 0.25
+"""After so long without progress, the jobs that wait behind a slow one go back to the queue."""
+GRACE_S = 1.0
+"""What a child gets beyond its own time limit, and the kernel to end it, before the pool acts."""
+MAX_STUCK = 64
+"""Children that survive SIGKILL (they hang in the kernel, on a dead disk) before the pool takes no more work."""
+_BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+
+_SIGNALS = {
+    signal.SIGSYS: Death.FORBIDDEN,
+    signal.SIGALRM: Death.LIMIT_WALL,
+    signal.SIGXCPU: Death.LIMIT_CPU,
+    signal.SIGXFSZ: Death.ANSWER_TOO_LARGE,
+    signal.SIGKILL: Death.KILLED,
+}
+
+_MESSAGES = {
+    Death.CRASHED: ("worker.crashed", "the process that parsed the file crashed"),
+    Death.FORBIDDEN: ("worker.crashed", "parsing the file led to a system call that parsing never needs"),
+    Death.BAD_ANSWER: ("worker.crashed", "the process that parsed the file gave no usable answer"),
+    Death.KILLED: ("worker.crashed", "the process that parsed the file was killed from outside, twice"),
+    Death.LIMIT_MEMORY: ("pickle.limits", "parsing the file needs more memory than a worker may use"),
+    Death.LIMIT_CPU: ("pickle.limits", "parsing the file takes more processor time than a worker may use"),
+    Death.LIMIT_WALL: ("pickle.limits", "parsing the file takes longer than a worker may take"),
+    Death.ANSWER_TOO_LARGE: ("pickle.limits", "the description of the file is too large"),
+}
+
+
+class Log(Protocol):
+    """What the pool needs of a structlog logger."""
+
+    def info(self, event: str, **fields: object) -> object: ...
+    def warning(self, event: str, **fields: object) -> object: ...
+    def error(self, event: str, **fields: object) -> object: ...
+
+
+class WorkerDied(Exception):
+    """Raised when the child that parsed a file ended without an answer, or with none that can be used."""
+
+    def __init__(self, how: Death, detail: str) -> None:
+        super().__init__(f"{_MESSAGES[how][1]}: {detail}")
+        self.how = how
+        self.detail = detail
+
+
+class PoolClosed(RuntimeError):
+    """Raised when the pool ends while a description is waited for."""
+
+
+def finding_for(died: WorkerDied) -> Finding:
+    """What a worker's death says about the file it worked on."""
+    return finding(_MESSAGES[died.how][0], str(died))
+
+
+class _Work:
+    """One call of `describe`, across all its attempts."""
+
+    def __init__(self, request: DescribeRequest, files: OpenedFiles) -> None:
+        self.job = Job(_transportable(request), len(files.sidecars), files.config is not None)
+        self.descriptors = files.all()
+        self.size_bytes = len(msgspec.msgpack.encode(self.job))
+        self.alone = False
+        """It must not share a child with earlier jobs."""
+        self.was_killed = False
+        self.zygote_deaths = 0
+        self.settled = anyio.Event()
+        self.outcome: bytes | Exception = b""
+
+    def settle(self, outcome: bytes | Exception) -> None:
+        self.outcome = outcome
+        self.settled.set()
+
+    def fail(self, death: WorkerDied) -> None:
+        """Settle without another try."""
+        self.alone = self.was_killed = True
+        self.settle(death)
+
+
+class _Run:
+    """One child at work: its jobs, how far it is, and the descriptors through which it answers."""
+
+    def __init__(self, batch: int, works: list[_Work]) -> None:
+        self.batch = batch
+        self.works = works
+        self.finished = 0
+        self.overdue = False
+        self.progress = b""
+        self.offset = 0
+        with contextlib.ExitStack() as undo:
+            self.answers = os.memfd_create("ckptd-answers")
+            undo.callback(os.close, self.answers)
+            self.reading, self.writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            undo.pop_all()
+
+    @property
+    def under_way(self) -> list[_Work]:
+        """The job that the child is at, and those behind it."""
+        return self.works[self.finished :]
+
+    @property
+    def path(self) -> str | None:
+        """The file under way."""
+        return next((work.job.request.checkpoint_path for work in self.under_way), None)
+
+    def release_waiting(self) -> list[_Work]:
+        """Give up the jobs behind the one under way. Should the child do them anyway, nobody reads the answers."""
+        waiting = self.works[self.finished + 1 :]
+        del self.works[self.finished + 1 :]
+        return waiting
+
+    def close_writing(self) -> None:
+        """From here on the end of the pipe means the end of the child."""
+        if self.writing >= 0:
+            os.close(self.writing)
+            self.writing = -1
+
+    def close(self) -> None:
+        self.close_writing()
+        os.close(self.reading)
+        os.close(self.answers)
+
+    def read_progress(self, max_answer_bytes: int) -> bool:
+        """Settle the jobs that are said to be finished; False once the child has ended.
+
+        Raises:
+            BlockingIOError: nothing was there after all.
+        """
+        received = os.read(self.reading, 4096)
+        self.progress += received
+        while len(self.progress) >= PROGRESS.size and self.under_way:
+            (size,) = PROGRESS.unpack_from(self.progress)
+            self.progress = self.progress[PROGRESS.size :]
+            data = os.pread(self.answers, min(size, max_answer_bytes), self.offset)
+            self.offset += len(data)
+            self.finished += 1
+            self.works[self.finished - 1].settle(data)
+        return bool(received)
+
+
+class WorkerPool:
+    """Describes files in child processes. An async context manager; enter it on the service's main thread.
+
+    Args:
+        workers: files, or batches of small ones, that are parsed at the same time.
+        memory_mb: memory that parsing one file may take.
+        timeout_s: wall time that describing one file may take.
+        max_answer_mb: size of a description.
+        log: told of every death, with the file.
+        command: how a zygote is started.
+
+    Raises:
+        ZygoteError: (on entering) the zygote does not start.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        memory_mb: int,
+        timeout_s: float,
+        max_answer_mb: int = 64,
+        log: Log,
+        command: Sequence[str] = ZYGOTE_COMMAND,
+    ) -> None:
+        self._workers = workers
+        self._limits = Limits(memory_mb << 20, timeout_s, max_answer_mb << 20)
+        self._log = log
+        self._command = command
+        self._batches = itertools.count(1)
+        self._queue: collections.deque[_Work] = collections.deque()
+        self._arrived = anyio.Event()
+        self._unsettled: set[_Work] = set()
+        self._zygote: ZygoteProcess | None = None
+        self._revived = anyio.Event()
+        self._stuck = 0
+        self.sandbox = "unknown"
+        """`full`, `partial: why` or `none: why`."""
+        self.crashes = 0
+        """Children that ended otherwise than by themselves, since the start."""
+
+    @property
+    def queued(self) -> int:
+        """Files that wait for a worker."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Files that were handed to a child."""
+        return len(self._unsettled) - len(self._queue)
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """Process id of the zygote; None while a new one is being started."""
+        return None if self._zygote is None else self._zygote.pid
+
+    async def describe(self, request: DescribeRequest, files: OpenedFiles) -> Description:
+        """Describe one checkpoint in a child process.
+
+        The descriptors must stay open until this returns; the caller closes them. `request.checkpoint_path` comes
+        back with undecodable bytes shown as escapes.
+
+        Raises:
+            Changed: the file was modified meanwhile.
+            Unreadable: the system refused to read the file, or has no resources for a process just now.
+            WorkerDied: no description can be had of this file.
+            PoolClosed: the pool ended.
+            ValueError: the request's names are too long to be sent, or it has too many sidecars.
+        """
+        work = _Work(request, files)
+        if work.size_bytes > MAX_MESSAGE_BYTES // 2 or len(work.descriptors) > MAX_DESCRIPTORS - 2:
+            raise ValueError(f"the request for {work.job.request.checkpoint_path!r} is too large to be sent")
+        self._unsettled.add(work)
+        try:
+            self._queue.append(work)
+            self._arrived.set()
+            while True:
+                try:
+                    return await self._outcome(work)
+                except WorkerDied as death:
+                    if not _deserves_another_try(work, death):
+                        raise
+                work.settled = anyio.Event()
+                self._requeue([work])
+        finally:
+            self._unsettled.discard(work)
+            with contextlib.suppress(ValueError):
+                self._queue.remove(work)
+
+    async def __aenter__(self) -> Self:
+        self._zygote = await start_zygote(self._command, self._limits)
+        self.sandbox = self._zygote.sandbox
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._attend_zygotes)
+        for _ in range(self._workers):
+            self._tasks.start_soon(self._work)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> bool | None:
+        self._tasks.cancel_scope.cancel()
+        try:
+            return await self._tasks.__aexit__(kind, error, trace)
+        finally:
+            for work in self._unsettled:
+                work.settle(PoolClosed("the worker pool was closed"))
+            if self._zygote is not None:
+                await self._zygote.aclose()
+
+    # ---- the zygote --------------------------------------------------------------------------------------------
+
+    async def _attend_zygotes(self) -> None:
+        """Listen to the zygote; when it ends, start the next one."""
+        for failures in itertools.count(1):
+            assert self._zygote is not None
+            zygote = self._zygote
+            await zygote.listen()
+            self._log.warning("the zygote ended; starting another", pid=zygote.pid)
+            self.crashes += 1
+            self._zygote, self._revived = None, anyio.Event()
+            await zygote.aclose()
+            await self._start_another(failures)
+
+    async def _start_another(self, failures: int) -> None:
+        """Try until it works: nothing can be described without a zygote."""
+        while self._zygote is None:
+            await anyio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S)) - 1])
+            try:
+                self._zygote = await start_zygote(self._command, self._limits)
+            except ZygoteError as error:
+                failures += 1
+                self._log.error("no checkpoint can be described", error=str(error))
+        self.sandbox = self._zygote.sandbox
+        self._revived.set()
+
+    # ---- the queue ---------------------------------------------------------------------------------------------
+
+    def _requeue(self, works: Sequence[_Work]) -> None:
+        """Put back what was not begun, ahead of all others and in its old order."""
+        self._queue.extendleft(work for work in reversed(works) if work in self._unsettled)
+        self._arrived.set()
+
+    async def _take(self) -> list[_Work]:
+        """Wait for work; the deeper the queue, the more of it at once."""
+        while not self._queue:
+            self._arrived = anyio.Event() if self._arrived.is_set() else self._arrived
+            await self._arrived.wait()
+        count = max(1, min(BATCH_JOBS, len(self._queue) // self._workers))
+        works = [self._queue.popleft()]
+        size, descriptors = works[0].size_bytes, len(works[0].descriptors)
+        while self._queue and len(works) < count and not works[0].alone and not self._queue[0].alone:
+            size += self._queue[0].size_bytes
+            descriptors += len(self._queue[0].descriptors)
+            if size > MAX_MESSAGE_BYTES // 2 or descriptors > MAX_DESCRIPTORS - 2:
+                break
+            works.append(self._queue.popleft())
+        return works
+
+    # ---- one child ---------------------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """One of the workers: run children, one after the other, until cancelled."""
+        while True:
+            works = await self._take()
+            while self._zygote is None or self._stuck >= MAX_STUCK:
+                await (self._revived.wait() if self._zygote is None else anyio.sleep(GRACE_S))
+            try:
+                run = _Run(next(self._batches), works)
+            except OSError as error:
+                for work in works:
+                    work.settle(Unreadable(f"no descriptors left for a worker: {error.strerror}", error.errno))
+                continue
+            await self._run(self._zygote, run)
+
+    async def _run(self, zygote: ZygoteProcess, run: _Run) -> None:
+        zygote.expect(run.batch)
+        try:
+            await zygote.send(lambda: self._message(run))
+            run.close_writing()
+            if await self._follow(run) or await self._end(zygote, run):
+                self._conclude(run, await zygote.end_of(run.batch))
+        except ZygoteGone:
+            self._requeue(run.works)
+        finally:
+            zygote.forget(run.batch)
+            run.close()
+
+    def _message(self, run: _Run) -> tuple[Batch, list[int]]:
+        """Made at the moment of sending: whoever stopped waiting has closed its descriptors."""
+        run.works = [work for work in run.works if work in self._unsettled]
+        descriptors = [descriptor for work in run.works for descriptor in work.descriptors]
+        return Batch(run.batch, tuple(work.job for work in run.works)), [run.answers, run.writing, *descriptors]
+
+    async def _follow(self, run: _Run) -> bool:
+        """Take in answers until the child has ended; False when it is overdue."""
+        limit_s = self._limits.timeout_s + GRACE_S
+        deadline = anyio.current_time() + limit_s
+        while True:
+            patience_s = STALL_S if len(run.under_way) > 1 else deadline - anyio.current_time()
+            with anyio.move_on_after(patience_s) as scope:
+                await anyio.wait_readable(run.reading)
+            if not scope.cancelled_caught:
+                with contextlib.suppress(BlockingIOError):
+                    if not run.read_progress(self._limits.max_answer_bytes):
+                        return True
+                    deadline = anyio.current_time() + limit_s
+            elif len(run.under_way) > 1:
+                self._requeue(run.release_waiting())
+            else:
+                return False
+
+    async def _end(self, zygote: ZygoteProcess, run: _Run) -> bool:
+        """Kill an overdue child; False if even that does not end it, its file then has been settled."""
+        run.overdue = True
+        with contextlib.suppress(ZygoteGone), anyio.move_on_after(GRACE_S):
+            await zygote.send(lambda: (Kill(run.batch), []))
+            await zygote.end_of(run.batch)
+            return True
+        if not zygote.has_killed(run.batch):  # the zygote itself is stuck
+            zygote.kill()
+            await zygote.gone.wait()
+            return True
+        self._log.error("a worker does not end; is the disk of its file answering?", path=run.path)
+        self._tasks.start_soon(self._await_stuck, zygote, run.batch)
+        for work in run.under_way:
+            work.fail(WorkerDied(Death.LIMIT_WALL, "reading it hangs in the kernel; check the disk"))
+        return False
+
+    async def _await_stuck(self, zygote: ZygoteProcess, batch: int) -> None:
+        self._stuck += 1
+        try:
+            zygote.expect(batch)
+            await zygote.end_of(batch)
+            zygote.forget(batch)
+        finally:
+            self._stuck -= 1
+
+    def _conclude(self, run: _Run, end: Ended | Refused | None) -> None:
+        """Settle or requeue what the child left undone. `end` is None when its zygote ended with it."""
+        culprit, rest = run.under_way[:1], run.under_way[1:]
+        if end is None:
+            self._lost_with_zygote(run)
+            return
+        if isinstance(end, Refused):
+            for work in run.under_way:
+                work.settle(Unreadable(end.reason))
+            return
+        if end.exit_code != 0:
+            self.crashes += 1
+            self._log.warning("a worker ended early", path=run.path, status=end.exit_code, overdue=run.overdue)
+        elif run.finished:
+            culprit, rest = [], run.under_way  # it stopped by itself between two jobs
+        for work in culprit:
+            work.alone = work.alone or not run.finished
+            work.settle(_death(end, overdue=run.overdue))
+        self._requeue(rest)
+
+    def _lost_with_zygote(self, run: _Run) -> None:
+        for work in run.under_way:
+            work.zygote_deaths += 1
+            if work.zygote_deaths > 1:
+                work.fail(WorkerDied(Death.KILLED, "the process above it ended as well"))
+        self._requeue([work for work in run.under_way if not work.settled.is_set()])
+
+    async def _outcome(self, work: _Work) -> Description:
+        await work.settled.wait()
+        if isinstance(work.outcome, Exception):
+            raise work.outcome
+        tensors: list[TensorInfo] = []
+        try:
+            pieces = decode_answer(work.outcome)
+            answer = next(pieces)
+            for part in pieces:
+                assert isinstance(part, tuple)
+                tensors.extend(part)
+                await anyio.lowlevel.checkpoint()
+        except BadAnswer as error:
+            raise WorkerDied(Death.BAD_ANSWER, str(error)) from error
+        match answer:
+            case Described(description):
+                inspection = msgspec.structs.replace(description.inspection, tensors=tuple(tensors))
+                return msgspec.structs.replace(description, inspection=inspection)
+            case ChangedAnswer(message):
+                raise Changed(message)
+            case UnreadableAnswer(message, code):
+                raise Unreadable(message, code)
+            case GaveUp(how, detail):
+                raise WorkerDied(how, detail)
+        raise AssertionError(answer)
+
+
+def _deserves_another_try(work: _Work, death: WorkerDied) -> bool:
+    """Whether something else than the file may be to blame: an earlier file of the same child, or a killer."""
+    if not work.alone:
+        work.alone = True
+        return True
+    if death.how is Death.KILLED and not work.was_killed:
+        work.was_killed = True
+        return True
+    return False
+
+
+def _death(end: Ended, *, overdue: bool) -> WorkerDied:
+    used = f"{end.max_rss_bytes >> 20} MB and {end.cpu_s:.1f} s of processor time used"
+    if end.exit_code >= 0:
+        how = Death.BAD_ANSWER if end.exit_code == 0 else Death.CRASHED
+        return WorkerDied(how, f"exit status {end.exit_code}, {used}")
+    try:
+        number = signal.Signals(-end.exit_code)
+    except ValueError:  # a real-time signal
+        return WorkerDied(Death.CRASHED, f"signal {-end.exit_code}, {used}")
+    how = Death.LIMIT_WALL if overdue else _SIGNALS.get(number, Death.CRASHED)
+    return WorkerDied(how, f"{number.name}, {used}")
+
+
+def _transportable(request: DescribeRequest) -> DescribeRequest:
+    """The path is for people; names that are not UTF-8 arrive as surrogates, which msgpack cannot carry."""
+    try:
+        request.checkpoint_path.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(request.checkpoint_path).decode("utf-8", "backslashreplace")
+        return msgspec.structs.replace(request, checkpoint_path=shown)
+    return request
