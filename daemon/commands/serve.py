@@ -20,6 +20,6 @@ def run(options: argparse.Namespace) -> int:
     settings = settings_from(options)
     # After the settings: an error in them answers without the time that the server takes to import.
     from ..logging import configure
-    from ..service import run as run_service
+    from ..server import run as serve
 
-    return run_service(settings, configure(settings))
+    return serve(settings, configure(settings))
