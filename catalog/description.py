@@ -159,11 +159,14 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """Of the inspection, the sidecar and the surroundings, worst first."""
     metadata: CheckpointMetadata
     provenance: dict[str, str] = {}
-    """Dotted metadata field → where its value came from: `sidecar`, `checkpoint`, `config`, `file_name`, `layout`."""
+    """Dotted metadata field → where its value came from: `sidecar`, `checkpoint`, `config`, `file_name`, `layout`,
+    `file` (its modification time)."""
     run_id: str | None = None
     sidecar: SidecarStatus = SidecarStatus.NONE
     sidecar_identities: tuple[FileIdentity, ...] = ()
     config_identity: FileIdentity | None = None
+    config_path: str | None = None
+    """Where the config lies, relative to the root, as shown to people; None where there is none."""
     config: Plain = None
     """The config beside the checkpoint, as plain data; None where there is none or it cannot be read."""
     user: dict[str, Plain] = {}

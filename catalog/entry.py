@@ -1,7 +1,7 @@
 """CheckpointEntry: what a list shows of one checkpoint; encoded to JSON once, when it changes."""
 
 import base64
-import datetime
+import datetime as dt
 import enum
 import hashlib
 import math
@@ -172,12 +172,12 @@ def rfc3339(time_ns: int, digits: int = 3) -> str:
     """
     seconds, fraction_ns = divmod(time_ns, 1_000_000_000)
     within = min(max(seconds, _FIRST_SECOND), _LAST_SECOND)
-    moment = _EPOCH + datetime.timedelta(seconds=within)
+    moment = _EPOCH + dt.timedelta(seconds=within)
     fraction = f"{fraction_ns:09d}"[:digits]
     return f"{moment.replace(tzinfo=None).isoformat(timespec='seconds')}.{fraction}Z"
 
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _FIRST_SECOND = -62_135_596_800  # 0001-01-01T00:00:00Z
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z
 
@@ -235,9 +235,7 @@ def make_record(
         content_id=inspection.content_id,
         alias_of=alias_of,
     )
-    return Record(
-        entry=entry, relative_path=relative_path, identities=identities, modified_ns=identities.file.mtime_ns
-    )
+    return Record(entry=entry, relative_path=relative_path, identities=identities, modified_ns=identities.file.mtime_ns)
 
 
 def _display_name(exp_name: str | None, relative_path: bytes) -> str:

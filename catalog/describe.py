@@ -1,0 +1,305 @@
+"""describe: inspection + sidecars + config + names → everything known of one checkpoint.
+
+The one job that workers, the bulk command and the library run. Opened files go in, plain typed data comes out.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from ckptd.validators.errors import Unreadable
+from ckptd.validators.findings import Finding, Severity, finding
+from ckptd.validators.inspection import FileIdentity, Inspection, Level, Plain, Seal
+from ckptd.validators.inspector import inspect_opened
+from ckptd.validators.reader import FileReader, identity_of
+
+from .derive import Surroundings, derive_metadata
+from .description import CheckpointMetadata, DescribeRequest, Description, OpenedFiles, SidecarStatus, Source
+from .documents import MAX_BYTES, DocumentError, load_document
+from .entry import rfc3339, shown_path
+from .experiment import DirectFiles, find_companions, run_id
+from .metadata import MetadataError, ParsedMetadata, parse_metadata
+from .roots import open_beneath
+from .sidecar import status_of
+
+try:
+    GENERATED_BY = f"ckptd {importlib.metadata.version('ckptd')}"
+except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed
+    GENERATED_BY = "ckptd"
+
+_NANOSECONDS = 9
+"""Digits of `source.modified_at`: the fast path compares it with the file's own time, exactly."""
+_SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
+
+
+class _Sidecar(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    identity: FileIdentity
+    data: bytes = b""
+    parsed: ParsedMetadata | None = None
+    problem: str | None = None
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    identity: FileIdentity | None = None
+    value: Plain = None
+    problem: str | None = None
+
+
+# ---- the job ---------------------------------------------------------------------------------------------------
+
+
+def describe_opened(request: DescribeRequest, files: OpenedFiles) -> Description:
+    """Describe a checkpoint from its opened files.
+
+    Never raises for anything that a file contains: a broken checkpoint, sidecar or config is a finding.
+
+    Raises:
+        Changed: the checkpoint was modified meanwhile; look again.
+        Unreadable: the system refused to read the checkpoint.
+    """
+    sidecars = [_read_sidecar(name, fd) for name, fd in zip(request.sidecar_names, files.sidecars, strict=True)]
+    config = _read_config(request.config_name, files.config)
+    inspection = _from_sidecar(request, files, sidecars)
+    if inspection is None:
+        inspection = inspect_opened(files.checkpoint, request.checkpoint_path, level=request.level)
+    return _assemble(request, inspection, sidecars, config)
+
+
+def describe_checkpoint(path: str, *, root: str | None = None, level: Level = Level.STRUCTURE) -> Description:
+    """Describe one checkpoint in this process, with whatever lies beside it.
+
+    A hostile file can take this process down; the daemon's pool runs the same job in a sandboxed child.
+
+    Args:
+        path: The checkpoint.
+        root: Configs and experiment names are looked for beneath this directory only; by default anywhere above
+            the checkpoint that the layout conventions name.
+        level: How much of the file to verify.
+
+    Raises:
+        Unreadable: the file or what surrounds it cannot be opened, or it lies outside `root`.
+        Changed: the file was modified while it was read.
+    """
+    given = os.fsencode(path)
+    directory = os.path.realpath(os.path.dirname(os.path.abspath(given)))
+    top = os.path.realpath(os.fsencode(root)) if root is not None else b"/"
+    absolute = os.path.join(directory, os.path.basename(given))
+    if not absolute.startswith(top.rstrip(b"/") + b"/"):
+        raise Unreadable(f"{shown_path(absolute)[0]} does not lie beneath {shown_path(top)[0]}")
+    relative_path = absolute[len(top.rstrip(b"/")) + 1 :]
+    try:
+        with _opened(top, absolute, relative_path, level) as (request, files):
+            return describe_opened(request, files)
+    except OSError as error:
+        raise Unreadable(f"{shown_path(absolute)[0]} cannot be opened: {error.strerror}", error.errno) from error
+
+
+def failed_description(
+    request: DescribeRequest, identity: FileIdentity, problem: Finding, *, seal: Seal = Seal.NONE
+) -> Description:
+    """What can be said of a checkpoint that could not be parsed: what its name and place say, and why.
+
+    Args:
+        request: What was asked.
+        identity: The file's state.
+        problem: Why there is no more.
+        seal: What is known of its wholeness.
+    """
+    inspection = Inspection(
+        checkpoint_path=request.checkpoint_path, level=Level.NONE, seal=seal, identity=identity, findings=(problem,)
+    )
+    return _assemble(request, inspection, [], _Config())
+
+
+def sidecar_for(
+    description: Description, *, digest: str | None = None, generated_at: float | None = None
+) -> CheckpointMetadata:
+    """The metadata to write beside a checkpoint: what is known, and which state of which file it describes.
+
+    Args:
+        description: Of a valid checkpoint.
+        digest: Of the whole file, where known.
+        generated_at: Epoch seconds; now by default.
+
+    Raises:
+        ValueError: the checkpoint is not valid; its sidecar could later stand in for an inspection.
+    """
+    inspection = description.inspection
+    if not inspection.is_valid:
+        raise ValueError(f"no metadata is written for {inspection.checkpoint_path}: {inspection.error_message}")
+    moment = time.time_ns() if generated_at is None else int(generated_at * 1e9)
+    source = Source(
+        generated_by=GENERATED_BY,
+        generated_at=rfc3339(moment),
+        size_bytes=inspection.identity.size,
+        modified_at=rfc3339(inspection.identity.mtime_ns, _NANOSECONDS),
+        archive_id=inspection.archive_id,
+        digest=digest,
+    )
+    return msgspec.structs.replace(description.metadata, source=source)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------
+
+
+def _read_sidecar(name: bytes, fd: int) -> _Sidecar:
+    shown = shown_path(name)[0]
+    # A sidecar that changes while it is read shows by its identity, which is the one before the reading.
+    identity = _identity(fd)
+    try:
+        data = _read_whole(fd)
+        parsed = parse_metadata(data, is_json=name.endswith(b".json"))
+    except (MetadataError, Unreadable) as error:
+        return _Sidecar(name=shown, identity=identity, problem=str(error))
+    return _Sidecar(name=shown, identity=identity, data=data, parsed=parsed)
+
+
+def _read_config(name: bytes | None, fd: int | None) -> _Config:
+    if name is None or fd is None:
+        return _Config()
+    identity = _identity(fd)
+    try:
+        value = load_document(_read_whole(fd), is_json=name.endswith(b".json"))
+    except (DocumentError, Unreadable) as error:
+        return _Config(identity=identity, problem=str(error))
+    if not isinstance(value, dict):
+        return _Config(identity=identity, problem="it holds no keys and values")
+    return _Config(identity=identity, value=value)
+
+
+def _read_whole(fd: int) -> bytes:
+    return FileReader(fd).read(0, MAX_BYTES + 1)
+
+
+def _identity(fd: int) -> FileIdentity:
+    try:
+        return identity_of(os.fstat(fd))
+    except OSError as error:
+        raise Unreadable(f"fstat failed: {error.strerror}", error.errno) from error
+
+
+def _from_sidecar(request: DescribeRequest, files: OpenedFiles, sidecars: Sequence[_Sidecar]) -> Inspection | None:
+    """The fast path: a sidecar of ours that was written for exactly this state of the file."""
+    if not request.trust_sidecar:
+        return None
+    identity = _identity(files.checkpoint)
+    for sidecar in sidecars:
+        if _status(sidecar, identity.size, None) is not SidecarStatus.OURS or sidecar.parsed is None:
+            continue
+        metadata = sidecar.parsed.metadata
+        source = metadata.source
+        if (source.size_bytes, source.modified_at) == (identity.size, rfc3339(identity.mtime_ns, _NANOSECONDS)):
+            return Inspection(
+                checkpoint_path=request.checkpoint_path,
+                level=Level.NONE,
+                # Sidecars are written for whole files only.
+                seal=Seal.SEALED,
+                identity=identity,
+                architecture=metadata.model.architecture,
+                epoch=metadata.training.epoch,
+                global_step=metadata.training.global_step,
+                archive_id=source.archive_id,
+            )
+    return None
+
+
+@contextlib.contextmanager
+def _opened(
+    top: bytes, absolute: bytes, relative_path: bytes, level: Level
+) -> Iterator[tuple[DescribeRequest, OpenedFiles]]:
+    with contextlib.ExitStack() as stack:
+
+        def keep(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        root_fd = keep(os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        found = find_companions(DirectFiles(root_fd), relative_path)
+        checkpoint = keep(os.open(absolute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
+        request = DescribeRequest(
+            checkpoint_path=shown_path(absolute)[0],
+            relative_path=relative_path,
+            level=level,
+            sidecar_names=found.sidecars,
+            config_name=found.config,
+            run_failed=found.run_failed,
+        )
+        config = None if found.config is None else keep(open_beneath(root_fd, found.config))
+        sidecars = tuple(keep(open_beneath(root_fd, name)) for name in found.sidecars)
+        yield request, OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config)
+
+
+# ---- judging ---------------------------------------------------------------------------------------------------
+
+
+def _assemble(
+    request: DescribeRequest, inspection: Inspection, sidecars: Sequence[_Sidecar], config: _Config
+) -> Description:
+    size, archive_id = inspection.identity.size, inspection.archive_id
+    judged = [(sidecar, _status(sidecar, size, archive_id)) for sidecar in sidecars]
+    status, chosen = _choose(judged)
+    believed = chosen if status is SidecarStatus.FOREIGN else None
+    if inspection.level is Level.NONE and status is SidecarStatus.OURS:
+        believed = chosen  # the fast path: nothing else was read
+    derived = derive_metadata(
+        inspection,
+        Surroundings(
+            checkpoint_path=request.checkpoint_path,
+            relative_path=request.relative_path,
+            sidecar=believed,
+            config=config.value,
+            config_name=request.config_name,
+        ),
+    )
+    findings = [*inspection.findings, *_findings(request, judged, config)]
+    return Description(
+        inspection=inspection,
+        findings=tuple(sorted(findings, key=lambda found: _SEVERITIES.index(found.severity))),
+        metadata=derived.metadata,
+        provenance=derived.provenance,
+        run_id=run_id(request.relative_path),
+        sidecar=status,
+        sidecar_identities=tuple(sidecar.identity for sidecar in sidecars),
+        config_identity=config.identity,
+        config_path=None if request.config_name is None else shown_path(request.config_name)[0],
+        config=config.value,
+        user={} if chosen is None or status is SidecarStatus.OURS else chosen.user,
+    )
+
+
+def _status(sidecar: _Sidecar, size_bytes: int, archive_id: str | None) -> SidecarStatus:
+    source = None if sidecar.parsed is None else sidecar.parsed.metadata.source
+    return status_of(sidecar.data, source, size_bytes=size_bytes, archive_id=archive_id)
+
+
+def _choose(judged: Sequence[tuple[_Sidecar, SidecarStatus]]) -> tuple[SidecarStatus, ParsedMetadata | None]:
+    """The sidecar that counts: a person's or training's first, then ours, then the first in order of consulting."""
+    for wanted in (SidecarStatus.FOREIGN, SidecarStatus.OURS):
+        for sidecar, status in judged:
+            if status is wanted:
+                return status, sidecar.parsed
+    return (judged[0][1], judged[0][0].parsed) if judged else (SidecarStatus.NONE, None)
+
+
+def _findings(
+    request: DescribeRequest, judged: Sequence[tuple[_Sidecar, SidecarStatus]], config: _Config
+) -> Iterator[Finding]:
+    if not request.sidecar_names:
+        yield finding("metadata.missing", "no metadata file lies beside the checkpoint")
+    for sidecar, status in judged:
+        if status is SidecarStatus.INVALID:
+            yield finding("metadata.invalid", f"{sidecar.name} cannot be read as metadata: {sidecar.problem}")
+        elif status in (SidecarStatus.STALE, SidecarStatus.STALE_OURS):
+            yield finding("metadata.stale", f"{sidecar.name} describes another file: size or contents differ")
+    if request.config_name is None:
+        yield finding("config.missing", "no training config was found beside the checkpoint or in its run directory")
+    elif config.problem is not None:
+        shown = shown_path(request.config_name)[0]
+        yield finding("config.invalid", f"{shown} cannot be read as a config: {config.problem}")
+    if request.run_failed:
+        yield finding("run.failed", "a .FAILURE file says that the run did not end well")

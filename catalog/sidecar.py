@@ -1,0 +1,337 @@
+"""Sidecars on disk: who owns one, and writing, replacing and removing ours without ever losing a stranger's.
+
+Everything is relative to an open root and follows no link. Ownership is a property of the bytes: the last line of a
+sidecar of ours is the digest of everything above it, so any edit, also of a comment, makes it a person's.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+
+import msgspec
+import yaml
+
+from ckptd.validators.inspection import FileIdentity, Plain
+from ckptd.validators.reader import identity_of
+
+from .description import CheckpointMetadata, SidecarStatus, Source
+from .documents import MAX_BYTES
+from .file_names import stem_of
+from .renaming import exchange, rename_no_replace
+from .temporary import is_abandoned, is_swap_name, is_temporary_name, swap_name, temporary_name
+
+_HEADER = (
+    "# checkpoint metadata, schema 1.0, written by ckptd from the checkpoint beside it\n"
+    "# edit anything and the file is yours: ckptd then never replaces or removes it\n"
+)
+_DIGEST_KEY = "  body_digest: blake2b:"
+_DIGEST_LINE = re.compile(rb"\n  body_digest: blake2b:([0-9a-f]{64})\n\Z")
+_DIGEST_LINE_BYTES = len(b"\n  body_digest: blake2b:") + 64 + 1
+_DIGEST_BYTES = 32
+
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_MODE_BITS = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
+
+_Dumper: type[yaml.SafeDumper] | type[yaml.CSafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _PlainDumper(_Dumper):  # type: ignore[valid-type, misc]
+    """Writes a value that occurs twice in full twice: readers, ours among them, refuse anchors."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------
+
+
+def sidecar_path(relative_path: bytes, *, long_name: bool = True) -> bytes:
+    """Where the daemon writes the sidecar of a checkpoint: `best.ckpt.metadata.yaml`, or `best.metadata.yaml`."""
+    directory, name = os.path.split(relative_path)
+    return os.path.join(directory, (name if long_name else stem_of(name)) + b".metadata.yaml")
+
+
+def render(metadata: CheckpointMetadata, user: dict[str, Plain] | None = None) -> bytes:
+    """Write metadata as YAML: a comment, every key in the schema's order, nulls included, `source` last.
+
+    The last line is `source.body_digest`: BLAKE2b-256 of all bytes before that line. Keys of `user` stand where they
+    stood (in their section, or before `source`); the schema's own values win over them.
+    """
+    document = msgspec.to_builtins(msgspec.structs.replace(metadata, source=Source()))
+    del document["source"]
+    document = _merged(document, {k: v for k, v in (user or {}).items() if k != "source"})
+    source = msgspec.to_builtins(metadata.source)
+    del source["body_digest"]  # the last field of the schema: the line that follows
+    body = (_HEADER + _dump(document | {"source": source})).encode()
+    return body + f"{_DIGEST_KEY}{_digest(body)}\n".encode("ascii")
+
+
+def is_ours(data: bytes) -> bool:
+    """Whether ckptd wrote exactly these bytes. It says nothing about whether they describe the file beside them."""
+    match = _DIGEST_LINE.search(data[-_DIGEST_LINE_BYTES:])
+    return match is not None and _digest(data[: 1 - _DIGEST_LINE_BYTES]).encode("ascii") == match.group(1)
+
+
+def status_of(data: bytes, source: Source | None, *, size_bytes: int, archive_id: str | None) -> SidecarStatus:
+    """Judge a sidecar against the checkpoint beside it.
+
+    Args:
+        data: The sidecar's bytes.
+        source: What they say of the file they describe; None if they could not be read as metadata.
+        size_bytes: Of the checkpoint.
+        archive_id: Of the checkpoint; None where it has none or was not read.
+
+    Returns:
+        Stale when size or archive id are recorded and differ; a different time alone is a copy.
+    """
+    if source is None:
+        return SidecarStatus.INVALID
+    ours = is_ours(data)
+    other_size = source.size_bytes is not None and source.size_bytes != size_bytes
+    other_archive = None not in (source.archive_id, archive_id) and source.archive_id != archive_id
+    if other_size or other_archive:
+        return SidecarStatus.STALE_OURS if ours else SidecarStatus.STALE
+    return SidecarStatus.OURS if ours else SidecarStatus.FOREIGN
+
+
+def _dump(document: Plain) -> str:
+    return str(
+        yaml.dump(
+            document, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=1000
+        )
+    )
+
+
+def _merged(schema: Plain, user: dict[str, Plain]) -> dict[str, Plain]:
+    merged = dict(schema)
+    for key, value in user.items():
+        if key not in merged:
+            merged[key] = value
+        elif isinstance(merged[key], dict) and isinstance(value, dict):
+            merged[key] = _merged(merged[key], value)
+    return merged
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).hexdigest()
+
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+
+def write_sidecar(
+    root_fd: int, relative_path: bytes, data: bytes, *, like: os.stat_result, replace_ours: bool = False
+) -> FileIdentity:
+    """Put a sidecar in place: whole or not at all, durable, and never over somebody else's file.
+
+    A temporary file in the same directory is written and synced, then renamed without replacing. To replace one of
+    ours, the two files are exchanged and what came out is judged again, so that a stranger's file that appeared in
+    between goes back to its place (where the filesystem cannot exchange, the last check is right before the rename).
+
+    Args:
+        root_fd: The open root (O_PATH will do).
+        relative_path: Of the sidecar, beneath the root.
+        data: What `render` returned.
+        like: Status of the checkpoint: the sidecar gets its owner, group and mode as far as that is permitted.
+        replace_ours: Replace a sidecar that is ours; otherwise an existing file is never touched.
+
+    Returns:
+        The identity of the file in its place.
+
+    Raises:
+        FileExistsError: a file is there that may not be replaced.
+        OSError: the system refused; carries the relative path. Nothing of ours is left behind.
+    """
+    directory, name = os.path.split(relative_path)
+    with _named(relative_path), _opened_directory(root_fd, directory) as directory_fd:
+        _check_name(directory_fd, name)
+        temporary = temporary_name(name)
+        fd = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd
+        )
+        try:
+            _fill(fd, data, like)
+            if not (replace_ours and _replace(directory_fd, temporary, name)):
+                rename_no_replace(directory_fd, temporary, name)
+            identity = identity_of(os.fstat(fd))  # after the rename, which changes ctime
+        finally:
+            os.close(fd)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory_fd)
+        _sync_directory(directory_fd)
+        return identity
+
+
+def remove_sidecar(root_fd: int, relative_path: bytes) -> bool:
+    """Remove a sidecar if it is ours: taken out of its place first, then judged once more, then unlinked.
+
+    Returns:
+        Whether it was removed; False where there is none or it belongs to somebody else.
+
+    Raises:
+        OSError: the system refused; carries the relative path.
+    """
+    directory, name = os.path.split(relative_path)
+    with _named(relative_path):
+        try:
+            with _opened_directory(root_fd, directory) as directory_fd:
+                return _remove(directory_fd, name)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
+def clean_leftovers(root_fd: int, relative_directory: bytes, *, now: float | None = None) -> int:
+    """Remove temporary files that a killed writer left in a directory.
+
+    Only those whose writer is gone (see `temporary`). A swap file that turns out to be a person's, caught between
+    two renames, stays.
+
+    Returns:
+        How many were removed.
+
+    Raises:
+        OSError: the directory cannot be listed.
+    """
+    removed = 0
+    moment = time.time() if now is None else now
+    with _named(relative_directory), _opened_directory(root_fd, relative_directory) as directory_fd:
+        for name in map(os.fsencode, os.listdir(directory_fd)):
+            if not is_temporary_name(name):
+                continue
+            with contextlib.suppress(OSError):
+                status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+                if not is_abandoned(name, status.st_mtime, moment):
+                    continue
+                if is_swap_name(name):
+                    removed += _unlink_ours(directory_fd, name)
+                else:
+                    os.unlink(name, dir_fd=directory_fd)
+                    removed += 1
+    return removed
+
+
+def _fill(fd: int, data: bytes, like: os.stat_result) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    with contextlib.suppress(OSError):
+        os.fchown(fd, like.st_uid, like.st_gid)
+    with contextlib.suppress(OSError):
+        os.fchmod(fd, like.st_mode & _MODE_BITS)
+    os.fsync(fd)
+
+
+def _replace(directory_fd: int, temporary: bytes, name: bytes) -> bool:
+    """Replace what is there if that is ours; False if nothing is there.
+
+    The temporary file takes the name of a swap file first: only files of that kind can ever hold a stranger's bytes,
+    so that cleaning up after a crash knows which ones to look into.
+    """
+    try:
+        before = _read(directory_fd, name)
+    except FileNotFoundError:
+        return False
+    if before is None or not is_ours(before):
+        raise FileExistsError(errno.EEXIST, "a file of somebody else is there; it is not replaced")
+    swap = swap_name(name)
+    rename_no_replace(directory_fd, temporary, swap)
+    try:
+        if not exchange(directory_fd, swap, name):
+            os.rename(swap, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+            return True
+    except OSError as error:
+        rename_no_replace(directory_fd, swap, temporary)
+        if isinstance(error, FileNotFoundError):
+            return False
+        raise
+    if _unlink_ours(directory_fd, swap):
+        return True
+    exchange(directory_fd, swap, name)
+    rename_no_replace(directory_fd, swap, temporary)
+    raise FileExistsError(errno.EEXIST, "somebody else put a file there meanwhile; it is not replaced")
+
+
+def _remove(directory_fd: int, name: bytes) -> bool:
+    before = _read(directory_fd, name)
+    if before is None or not is_ours(before):
+        return False
+    swap = swap_name(name)
+    rename_no_replace(directory_fd, name, swap)
+    if not _unlink_ours(directory_fd, swap):
+        rename_no_replace(directory_fd, swap, name)
+        return False
+    _sync_directory(directory_fd)
+    return True
+
+
+def _unlink_ours(directory_fd: int, name: bytes) -> bool:
+    data = _read(directory_fd, name)
+    if data is None or not is_ours(data):
+        return False
+    os.unlink(name, dir_fd=directory_fd)
+    return True
+
+
+def _read(directory_fd: int, name: bytes) -> bytes | None:
+    """The bytes of a regular file; None for anything that cannot be a sidecar of ours (a link, a directory, huge)."""
+    try:
+        fd = os.open(name, _READ_FLAGS, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EACCES):
+            return None
+        raise
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            return None
+        return os.pread(fd, MAX_BYTES + 1, 0)
+    finally:
+        os.close(fd)
+
+
+def _check_name(directory_fd: int, name: bytes) -> None:
+    longest = os.fpathconf(directory_fd, "PC_NAME_MAX")
+    if len(name) > longest:
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"the sidecar's name has {len(name)} bytes, the filesystem takes {longest}: shorten the checkpoint's name",
+        )
+
+
+def _sync_directory(directory_fd: int) -> None:
+    try:
+        os.fsync(directory_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network filesystems cannot; the rename is all they offer
+            raise
+
+
+@contextlib.contextmanager
+def _opened_directory(root_fd: int, relative_directory: bytes) -> Iterator[int]:
+    """Open a directory beneath the root, component by component, following no link."""
+    current = os.open(b".", _DIRECTORY_FLAGS, dir_fd=root_fd)
+    try:
+        for part in filter(None, relative_directory.split(b"/")):
+            if part == b"..":
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            step = os.open(part, _DIRECTORY_FLAGS, dir_fd=current)
+            os.close(current)
+            current = step
+        yield current
+    finally:
+        os.close(current)
+
+
+@contextlib.contextmanager
+def _named(relative_path: bytes) -> Iterator[None]:
+    """Give errors the path that they are about; calls on descriptors do not know it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fsdecode(relative_path)) from error
