@@ -1,0 +1,379 @@
+"""Watcher: file system events as hints of where to look; it may miss things, and knows when it does.
+
+Events come from watchfiles in a thread. What it is known to lose or hide is made up for by wider hints: whatever
+breaks, restarts or stands still ends in `everything`, which asks for a sweep.
+"""
+
+import contextlib
+import enum
+import heapq
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import msgspec
+import structlog
+import watchfiles
+
+from ckptd.catalog.roots import Root
+
+from .mounts import Mount, is_beneath, mount_holding, mounts_beneath, read_mounts
+
+TICK_S = 0.5
+"""How often the root and its mounts are compared with what is watched."""
+STALL_S = 2.0
+"""A gap between two ticks from which on the kernel's queue may have overflowed without a word."""
+SECOND_LOOK_S = 0.5
+"""Files made inside a directory that was itself just made are often not reported: it is scanned twice."""
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+LONGEST_BACKOFF_S = 60.0
+STEADY_S = 30.0
+"""A watch that lasted so long was well: the next failure is retried at once again."""
+LARGE_BATCH = 4096
+"""A quarter of the kernel's default queue within one debounce: more may have been lost."""
+RUST_TIMEOUT_MS = 1000
+
+
+class Hints(msgspec.Struct, frozen=True, kw_only=True):
+    """Where something may have changed in one root. Paths are relative to it."""
+
+    root: Root
+    files: frozenset[bytes] = frozenset()
+    """To be looked at: checkpoints, sidecars, configs, sentinels, anything."""
+    directories: frozenset[bytes] = frozenset()
+    """To be scanned with all that is beneath them; `b""` is the root."""
+    everything: bool = False
+    """Events were or may have been lost: only a sweep of the root tells."""
+
+
+class WatcherState(msgspec.Struct, kw_only=True):
+    """How a watch is doing; for status. Written by `watch_root` alone."""
+
+    watching: bool = False
+    """Events arrive from the whole root, as far as is known."""
+    last_error: str | None = None
+    """Why it is not watching, or why it last stopped."""
+    restarts: int = 0
+    polled: tuple[bytes, ...] = ()
+    """Directories on network filesystems, which are scanned every `poll_s` instead; `b""` is the root."""
+
+
+class SortedChanges(msgspec.Struct, frozen=True):
+    """What one batch of events names, relative to the root."""
+
+    files: frozenset[bytes]
+    directories: frozenset[bytes]
+    """The outermost ones: a scan takes in everything beneath."""
+    made: frozenset[bytes]
+    """Of the directories, those that appeared just now."""
+
+
+class _End(enum.Enum):
+    """Why one watch ended."""
+
+    REPLACED = "the root was replaced by another directory"
+    MOUNTS = "what is mounted beneath the root has changed"
+
+
+class _RootReplaced(Exception):
+    """Raised when the root's directory was deleted or renamed under the watch."""
+
+
+class _Glance(msgspec.Struct, frozen=True):
+    """The root as it stands: cheap to take, equal as long as a watch on it is good."""
+
+    device: int
+    inode: int
+    mounts: tuple[tuple[bytes, str], ...]
+    """Beneath the root: relative directory and device."""
+    polled: tuple[bytes, ...]
+
+
+class _Stop:
+    """A stop event for watchfiles, which asks it every step; being asked at all shows that the watch stands."""
+
+    def __init__(self, on_started: Callable[[], None]) -> None:
+        self._on_started: Callable[[], None] | None = on_started
+        self.stopped = False
+
+    def is_set(self) -> bool:
+        if self._on_started is not None:
+            on_started, self._on_started = self._on_started, None
+            on_started()
+        return self.stopped
+
+
+async def watch_root(
+    root: Root,
+    on_hints: Callable[[Hints], None],
+    *,
+    log: structlog.stdlib.BoundLogger,
+    state: WatcherState,
+    step_ms: int = 5,
+    debounce_ms: int = 50,
+    poll_s: float = 15.0,
+) -> None:
+    """Watch one root until cancelled, and call `on_hints` on the event loop's thread.
+
+    A root that does not exist is waited for. Whatever breaks is started anew, followed by `everything`.
+
+    Args:
+        root: the tree.
+        on_hints: must not block and must not raise.
+        log: gets one line for each restart.
+        state: kept up to date.
+        step_ms: how often new events are asked for.
+        debounce_ms: longest wait to group events.
+        poll_s: time between two scans of what lies on a network filesystem, in seconds.
+    """
+    watch = _Watch(root, on_hints, state, step_ms=step_ms, debounce_ms=debounce_ms, poll_s=poll_s)
+    failures = 0
+    while True:
+        began_at = anyio.current_time()
+        try:
+            reason = (await watch.run()).value
+        except Exception as error:  # noqa: BLE001 - the rim: watchfiles raises many kinds, each ends one watch
+            reason = _explain(error)
+        finally:
+            started, state.watching = state.watching, False
+        lasted_s = anyio.current_time() - began_at
+        failures = 0 if started and lasted_s > STEADY_S else failures + 1
+        delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+        if not started:
+            # To begin a watch costs a walk of the whole tree; one that cannot begin must not eat a core.
+            delay_s = max(delay_s, min(10 * lasted_s, LONGEST_BACKOFF_S))
+        state.restarts += 1
+        state.last_error = reason
+        watch.tell(everything=True)
+        log.warning("the watch ended and is started anew", root=root.name, reason=reason, retry_in_s=delay_s)
+        await anyio.sleep(delay_s)
+
+
+class _Watch:
+    """One watch after another on one root."""
+
+    def __init__(
+        self,
+        root: Root,
+        on_hints: Callable[[Hints], None],
+        state: WatcherState,
+        *,
+        step_ms: int,
+        debounce_ms: int,
+        poll_s: float,
+    ) -> None:
+        self._root = root
+        self._on_hints = on_hints
+        self._state = state
+        self._step_ms = step_ms
+        self._debounce_ms = debounce_ms
+        self._poll_s = poll_s
+        self._seen_alive_at = _alive_s()
+        self._second_looks: list[tuple[float, bytes]] = []
+        self._poll_at = 0.0
+        # Threads of its own: a root on a hanging disk must not use up those that others wait for.
+        self._event_thread = anyio.CapacityLimiter(1)
+        self._glance_thread = anyio.CapacityLimiter(1)
+
+    async def run(self) -> _End:
+        """Watch until the root or its mounts are no longer what is watched.
+
+        Raises:
+            OSError: the root cannot be opened, or the system's watches are used up.
+            Exception: whatever watchfiles raises.
+        """
+        glance = await self._wait_for_root()
+        self._state.polled = glance.polled
+        self._poll_at = anyio.current_time() + self._poll_s
+        if b"" in glance.polled:
+            self._state.last_error = "network filesystem: no events, it is scanned on a timer"
+            self.tell(everything=True)
+            return await self._guard(glance)
+        stop = _Stop(partial(anyio.from_thread.run_sync, self._started))
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._receive_events, stop)
+            try:
+                # A failing thread cancels this; the exception comes out of the group.
+                end = await self._guard(glance)
+            finally:
+                stop.stopped = True
+        return end
+
+    # ---- the root ------------------------------------------------------------------------------------------
+
+    async def _wait_for_root(self) -> _Glance:
+        told = False
+        while True:
+            try:
+                return await self._glance()
+            except (FileNotFoundError, NotADirectoryError):
+                self._state.last_error = f"{self._root.name} does not exist; waiting for it to appear"
+                if not told:
+                    self.tell(everything=True)
+                    told = True
+            await anyio.sleep(TICK_S)
+
+    async def _glance(self) -> _Glance:
+        return await anyio.to_thread.run_sync(
+            _glance_at, self._root.path, abandon_on_cancel=True, limiter=self._glance_thread
+        )
+
+    async def _guard(self, watched: _Glance) -> _End:
+        """Compare the root with what is watched, tick by tick, and give the hints that are due by time."""
+        while True:
+            await anyio.sleep(self._next_tick_s())
+            self._check_alive()
+            self._give_timed_hints()
+            try:
+                now = await self._glance()
+            except (FileNotFoundError, NotADirectoryError):
+                return _End.REPLACED
+            if (now.device, now.inode) != (watched.device, watched.inode):
+                return _End.REPLACED
+            if now != watched:
+                return _End.MOUNTS
+
+    def _next_tick_s(self) -> float:
+        next_look_at = self._second_looks[0][0] if self._second_looks else anyio.current_time() + TICK_S
+        return max(0.0, min(TICK_S, next_look_at - anyio.current_time()))
+
+    def _check_alive(self) -> None:
+        """The process was stopped, or the machine slept: the kernel's queue may have overflowed meanwhile."""
+        now = _alive_s()
+        if now - self._seen_alive_at > STALL_S + TICK_S:
+            self.tell(everything=True)
+        self._seen_alive_at = now
+
+    def _give_timed_hints(self) -> None:
+        now = anyio.current_time()
+        due = set()
+        while self._second_looks and self._second_looks[0][0] <= now:
+            due.add(heapq.heappop(self._second_looks)[1])
+        if self._state.polled and now >= self._poll_at:
+            self._poll_at = now + self._poll_s
+            if b"" in self._state.polled:
+                self.tell(everything=True)
+            else:
+                due.update(self._state.polled)
+        if due:
+            self.tell(directories=due)
+
+    # ---- events --------------------------------------------------------------------------------------------
+
+    async def _receive_events(self, stop: _Stop) -> None:
+        await anyio.to_thread.run_sync(self._watch_in_thread, stop, limiter=self._event_thread)
+
+    def _watch_in_thread(self, stop: _Stop) -> None:
+        # ignore_permission_denied also ignores a path that does not exist, or that cannot be read at all.
+        os.close(os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        batches = watchfiles.watch(
+            self._root.name,
+            watch_filter=None,
+            step=self._step_ms,
+            debounce=self._debounce_ms,
+            rust_timeout=RUST_TIMEOUT_MS,
+            stop_event=stop,
+            raise_interrupt=False,
+            force_polling=False,
+            debug=False,
+            recursive=True,
+            ignore_permission_denied=True,
+        )
+        with contextlib.closing(batches):
+            for changes in batches:
+                if (watchfiles.Change.deleted, self._root.name) in changes:
+                    # Made again within the tick it may have the same inode number: only this event tells.
+                    raise _RootReplaced(_End.REPLACED.value)
+                found = sort_changes(self._root, changes)
+                anyio.from_thread.run_sync(self._receive, found, len(changes) >= LARGE_BATCH)
+
+    def _started(self) -> None:
+        """Events are being received: what changed before can be found by a sweep from now on, without a gap."""
+        self._state.watching = True
+        self._state.last_error = None
+        self.tell(everything=True)
+
+    def _receive(self, found: SortedChanges, large: bool) -> None:
+        again_at = anyio.current_time() + SECOND_LOOK_S
+        for directory in found.made:
+            heapq.heappush(self._second_looks, (again_at, directory))
+        if found.files or found.directories or large:
+            self._on_hints(Hints(root=self._root, files=found.files, directories=found.directories, everything=large))
+
+    def tell(self, *, directories: Iterable[bytes] = (), everything: bool = False) -> None:
+        self._on_hints(Hints(root=self._root, directories=frozenset(directories), everything=everything))
+
+
+def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -> SortedChanges:
+    """Sort what watchfiles reports into files and directories; what lies outside the root is dropped.
+
+    A name that is there is asked what it is; one that is gone may have been either, and counts as both.
+    """
+    prefix = root.path.rstrip(b"/") + b"/"
+    files: set[bytes] = set()
+    directories: set[bytes] = set()
+    made: set[bytes] = set()
+    for change, path in changes:
+        absolute = os.fsencode(path)
+        if absolute != root.path and not absolute.startswith(prefix):
+            continue
+        relative = absolute[len(prefix) :]
+        mode = None if change is watchfiles.Change.deleted else _mode(absolute)
+        if mode is None or not stat.S_ISDIR(mode):
+            files.add(relative)
+        if mode is None or stat.S_ISDIR(mode):
+            directories.add(relative)
+        if mode is not None and stat.S_ISDIR(mode) and change is watchfiles.Change.added:
+            made.add(relative)
+    return SortedChanges(frozenset(files - {b""}), _outermost(directories), _outermost(made))
+
+
+def _outermost(directories: set[bytes]) -> frozenset[bytes]:
+    """Without those inside another: a scan takes in everything beneath."""
+    kept: list[bytes] = []
+    for directory in sorted(directories, key=lambda path: path.split(b"/")):
+        if not kept or not is_beneath(directory, kept[-1]):
+            kept.append(directory)
+    return frozenset(kept)
+
+
+def _mode(path: bytes) -> int | None:
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return None
+
+
+def _glance_at(path: bytes) -> _Glance:
+    """Runs in a thread: the root may be on a disk that hangs."""
+    mounts = read_mounts()
+    beneath = mounts_beneath(path, mounts)
+    polled = tuple(sorted(directory for directory, mount in beneath.items() if mount.is_network))
+    holding: Mount | None = mount_holding(path, mounts)
+    if holding is not None and holding.is_network:
+        polled = (b"",)
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(os.fsdecode(path))
+    devices = tuple(sorted((directory, mount.device) for directory, mount in beneath.items()))
+    return _Glance(status.st_dev, status.st_ino, devices, polled)
+
+
+def _alive_s() -> float:
+    """Seconds that go on while the process is stopped and while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _explain(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, OSError) and "watch" in str(error).lower() and "limit" in str(error).lower():
+        return f"{error}; raise fs.inotify.max_user_watches (sysctl)"
+    if "Unable to decode path" in str(error):
+        return f"{error}: a name there is not UTF-8, and events cannot be received while it is in use; rename it"
+    return str(error) or repr(error)

@@ -1,0 +1,356 @@
+"""The watcher on real directories: what happens is hinted, and what is lost is known to be lost."""
+# ruff: noqa: ASYNC221, ASYNC230, ASYNC240 - these stories do to a directory what other processes would
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+import watchfiles
+
+from ckptd.catalog.roots import Root
+from ckptd.daemon import mounts, watcher
+from ckptd.daemon.watcher import sort_changes
+from tests.daemon.watched_roots import DEADLINE_S, Watched, watched
+
+Story = Callable[[Watched, Path], Awaitable[None]]
+
+
+def tell(root: Path, story: Story, *, poll_s: float = 15.0) -> None:
+    """Run `story` against a watch of `root` that stands."""
+
+    async def main() -> None:
+        async with watched(os.fsencode(root), poll_s=poll_s) as seen:
+            await seen.until_watching()
+            await story(seen, root)
+
+    anyio.run(main)
+
+
+def test_a_watch_that_stands_asks_for_everything_once(tmp_path: Path) -> None:
+    """What changed before events arrived is found by a sweep that begins after."""
+
+    async def main() -> None:
+        async with watched(os.fsencode(tmp_path)) as seen:
+            await seen.until(lambda: seen.state.watching)
+            assert seen.everything == 1
+
+    anyio.run(main)
+
+
+def test_files_written_renamed_and_deleted_are_hinted(tmp_path: Path) -> None:
+    async def story(seen: Watched, root: Path) -> None:
+        (root / "a.ckpt").write_bytes(b"1")
+        await seen.until(lambda: b"a.ckpt" in seen.files)
+        seen.forget()
+        with open(root / "a.ckpt", "ab") as file:
+            file.write(b"2")
+        await seen.until(lambda: b"a.ckpt" in seen.files)
+        seen.forget()
+        (root / "a.ckpt").rename(root / "b.ckpt")
+        await seen.until(lambda: {b"a.ckpt", b"b.ckpt"} <= seen.files)
+        seen.forget()
+        (root / "b.ckpt").unlink()
+        await seen.until(lambda: b"b.ckpt" in seen.files)
+
+    tell(tmp_path, story)
+
+
+def test_sidecars_configs_and_sentinels_are_hinted_like_any_file(tmp_path: Path) -> None:
+    names = {b"a.ckpt.metadata.yaml", b"config.yaml", b".FAILURE"}
+
+    async def story(seen: Watched, root: Path) -> None:
+        for name in names:
+            (root / os.fsdecode(name)).write_bytes(b"")
+        await seen.until(lambda: names <= seen.files)
+
+    tell(tmp_path, story)
+
+
+def test_a_new_directory_is_scanned_at_once_and_once_more_later(tmp_path: Path) -> None:
+    """Files made inside a directory that was just made are often not reported."""
+
+    async def story(seen: Watched, root: Path) -> None:
+        (root / "run" / "checkpoints").mkdir(parents=True)
+        for number in range(300):
+            (root / "run" / "checkpoints" / f"{number}.ckpt").write_bytes(b"")
+        await seen.until(lambda: sum(b"run" in hint.directories for hint in seen.hints) >= 2)
+
+    tell(tmp_path, story)
+
+
+def test_a_tree_that_is_moved_in_is_scanned(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "a.ckpt").write_bytes(b"")
+    (tmp_path / "root").mkdir()
+
+    async def story(seen: Watched, root: Path) -> None:
+        (tmp_path / "elsewhere").rename(root / "here")
+        await seen.until(lambda: b"here" in seen.directories)
+
+    tell(tmp_path / "root", story)
+
+
+def test_a_path_that_is_gone_is_hinted_as_file_and_as_directory(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+
+    async def story(seen: Watched, root: Path) -> None:
+        (root / "run").rename(tmp_path.parent / f"{tmp_path.name}-moved-out")
+        await seen.until(lambda: b"run" in seen.directories and b"run" in seen.files)
+
+    tell(tmp_path, story)
+
+
+def test_a_root_that_is_missing_is_waited_for(tmp_path: Path) -> None:
+    root = tmp_path / "later"
+
+    async def main() -> None:
+        async with watched(os.fsencode(root)) as seen:
+            await seen.until(lambda: seen.everything and seen.state.last_error)
+            assert not seen.state.watching
+            assert "does not exist" in (seen.state.last_error or "")
+            root.mkdir()
+            await seen.until_watching()
+            (root / "a.ckpt").write_bytes(b"")
+            await seen.until(lambda: b"a.ckpt" in seen.files)
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("how", ["deleted", "renamed"])
+def test_a_root_that_is_replaced_is_watched_anew(tmp_path: Path, how: str) -> None:
+    """inotify stays with the old directory and says nothing."""
+    root = tmp_path / "root"
+    root.mkdir()
+
+    async def story(seen: Watched, root: Path) -> None:
+        if how == "deleted":
+            root.rmdir()
+        else:
+            root.rename(tmp_path / "old")
+        root.mkdir()
+        await seen.until(lambda: seen.state.restarts)
+        await seen.until_watching()
+        (root / "a.ckpt").write_bytes(b"")
+        await seen.until(lambda: b"a.ckpt" in seen.files)
+
+    tell(root, story)
+
+
+def test_a_root_that_vanishes_asks_for_everything_and_is_not_watched(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+
+    async def story(seen: Watched, root: Path) -> None:
+        root.rmdir()
+        await seen.until(lambda: seen.everything and not seen.state.watching)
+
+    tell(root, story)
+
+
+def test_a_name_that_is_not_utf8_ends_the_watch_and_it_comes_back(tmp_path: Path) -> None:
+    """watchfiles raises on such a name."""
+
+    async def story(seen: Watched, root: Path) -> None:
+        Path(os.fsdecode(os.fsencode(root) + b"/\xff.ckpt")).write_bytes(b"")
+        await seen.until(lambda: seen.state.restarts)
+        assert seen.everything
+        await seen.until_watching()
+        (root / "a.ckpt").write_bytes(b"")
+        await seen.until(lambda: b"a.ckpt" in seen.files)
+
+    tell(tmp_path, story)
+
+
+def test_a_watch_that_cannot_begin_says_why_and_asks_for_sweeps(tmp_path: Path) -> None:
+    """Opening a directory whose name is not UTF-8 is itself an event that watchfiles cannot decode."""
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+
+    async def main() -> None:
+        async with watched(os.fsencode(tmp_path)) as seen:
+            await seen.until(lambda: seen.state.restarts >= 2)
+            assert seen.everything >= 2
+            await seen.until(lambda: "not UTF-8" in (seen.state.last_error or ""))
+
+    anyio.run(main)
+
+
+def test_a_failing_watch_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watches used up cannot be had without breaking the machine's other users: the error is the real one's copy."""
+    real, calls = watchfiles.watch, []
+
+    def exhausted(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError('OS file watch limit reached. about ["/x"]')
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(watchfiles, "watch", exhausted)
+
+    async def main() -> None:
+        async with watched(os.fsencode(tmp_path)) as seen:
+            await seen.until(lambda: seen.state.restarts)
+            assert "max_user_watches" in (seen.state.last_error or "")
+            await seen.until_watching()
+            assert seen.state.last_error is None
+
+    anyio.run(main)
+
+
+def test_a_network_filesystem_is_not_watched_but_swept_on_a_timer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount table that calls this disk NFS stands for a server that cannot be had in a test."""
+    table = (mounts.Mount(b"/", "0:1", b"/", "nfs4", b"server:/export"),)
+    monkeypatch.setattr(watcher, "read_mounts", lambda: table)
+
+    async def main() -> None:
+        async with watched(os.fsencode(tmp_path), poll_s=0.05) as seen:
+            await seen.until(lambda: seen.everything >= 3)
+            assert not seen.state.watching
+            assert seen.state.polled == (b"",)
+            assert "network filesystem" in (seen.state.last_error or "")
+
+    anyio.run(main)
+
+
+def test_a_network_filesystem_beneath_a_root_is_scanned_on_a_timer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the root is watched as ever."""
+    there = os.fsencode(tmp_path / "nfs")
+    table = (
+        mounts.Mount(b"/", "0:1", b"/", "ext4", b"/dev/x"),
+        mounts.Mount(there, "0:2", b"/", "nfs4", b"server:/export"),
+    )
+    monkeypatch.setattr(watcher, "read_mounts", lambda: table)
+
+    async def story(seen: Watched, root: Path) -> None:
+        await seen.until(lambda: sum(b"nfs" in hint.directories for hint in seen.hints) >= 2)
+        assert seen.state.watching
+
+    tell(tmp_path, story, poll_s=0.05)
+
+
+@pytest.mark.root
+def test_what_is_mounted_beneath_a_root_is_watched_too(tmp_path: Path) -> None:
+    """Neither mount nor unmount is an event."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    async def story(seen: Watched, root: Path) -> None:
+        subprocess.run(["/bin/mount", "-t", "tmpfs", "tmpfs", str(disk)], check=True)
+        try:
+            await seen.until(lambda: seen.state.restarts == 1)
+            await seen.until_watching()
+            (disk / "a.ckpt").write_bytes(b"")
+            await seen.until(lambda: b"disk/a.ckpt" in seen.files)
+        finally:
+            subprocess.run(["/bin/umount", "-l", str(disk)], check=True)
+        seen.forget()
+        await seen.until(lambda: seen.state.restarts == 2)
+        await seen.until_watching()
+
+    tell(tmp_path, story)
+
+
+def test_cancelling_ends_the_threads(tmp_path: Path) -> None:
+    """Both of them: the one of watchfiles, and ours that waits for it."""
+
+    def rust_threads() -> int:
+        names = []
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                names.append(Path(f"/proc/self/task/{task}/comm").read_text())
+        return sum("notify" in name for name in names)
+
+    def our_threads() -> int:
+        stacks = [traceback.extract_stack(frame) for frame in sys._current_frames().values()]
+        return sum(any(call.name == "_watch_in_thread" for call in stack) for stack in stacks)
+
+    async def story(seen: Watched, root: Path) -> None:
+        assert (rust_threads(), our_threads()) == (1, 1)
+
+    tell(tmp_path, story)
+    assert our_threads() == 0
+    deadline = time.monotonic() + DEADLINE_S
+    while rust_threads():
+        assert time.monotonic() < deadline
+
+
+_STANDALONE = """
+import sys, anyio, structlog
+from ckptd.catalog.roots import Root
+from ckptd.daemon.watcher import WatcherState, watch_root
+def show(hints):
+    print("everything" if hints.everything else "some", flush=True)
+log = structlog.wrap_logger(structlog.ReturnLogger(), wrapper_class=structlog.stdlib.BoundLogger)
+async def main():
+    await watch_root(Root(sys.argv[1].encode()), show, log=log, state=WatcherState())
+anyio.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_asks_for_everything_when_it_goes_on(tmp_path: Path) -> None:
+    """The kernel's queue overflows without a word; only the gap in time can be noticed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _STANDALONE, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "everything\n"
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            threading.Event().wait(watcher.STALL_S + 2 * watcher.TICK_S)  # the time itself is what is tested
+            process.send_signal(signal.SIGCONT)
+            assert process.stdout.readline() == "everything\n"
+        finally:
+            process.kill()
+
+
+def test_events_are_sorted_by_what_is_there_and_made_relative(tmp_path: Path) -> None:
+    (tmp_path / "run" / "inner").mkdir(parents=True)
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    added, modified, deleted = watchfiles.Change.added, watchfiles.Change.modified, watchfiles.Change.deleted
+    changes = [
+        (added, f"{tmp_path}/run"),
+        (added, f"{tmp_path}/run/inner"),
+        (modified, f"{tmp_path}/a.ckpt"),
+        (deleted, f"{tmp_path}/gone"),
+        (added, f"{tmp_path}/gone-already"),
+        (modified, f"{tmp_path}-beside/b.ckpt"),
+        (added, "/elsewhere/c.ckpt"),
+    ]
+    found = sort_changes(Root(os.fsencode(tmp_path)), changes)
+    assert found.files == {b"a.ckpt", b"gone", b"gone-already"}
+    assert found.directories == {b"run", b"gone", b"gone-already"}
+    assert found.made == {b"run"}
+
+
+def test_an_event_of_the_root_itself_means_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    changes = [(watchfiles.Change.modified, str(tmp_path)), (watchfiles.Change.added, f"{tmp_path}/run")]
+    found = sort_changes(Root(os.fsencode(tmp_path)), changes)
+    assert (found.files, found.directories) == (frozenset(), {b""})
+
+
+def test_a_deleted_tree_is_hinted_by_its_top(tmp_path: Path) -> None:
+    (tmp_path / "run" / "deep").mkdir(parents=True)
+    (tmp_path / "run" / "deep" / "a.ckpt").write_bytes(b"")
+
+    async def story(seen: Watched, root: Path) -> None:
+        shutil.rmtree(root / "run")
+        await seen.until(lambda: b"run" in seen.directories)
+        await seen.until(lambda: b"run/deep/a.ckpt" in seen.files)
+
+    tell(tmp_path, story)
