@@ -46,7 +46,9 @@ BATCH_JOBS = 16
 STALL_S = 0.25
 """After so long without progress, the jobs that wait behind a slow one go back to the queue."""
 GRACE_S = 1.0
-"""What a child gets beyond its own time limit, and the kernel to end it, before the pool acts."""
+"""What a child gets beyond its own time limit before the pool ends it."""
+ZYGOTE_GRACE_S = 5.0
+"""What a zygote gets to say that a child was killed or has ended, before it counts as stuck."""
 MAX_STUCK = 64
 """Children that survive SIGKILL (they hang in the kernel, on a dead disk) before the pool takes no more work."""
 _BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
@@ -177,8 +179,10 @@ class _Run:
             self.progress = self.progress[PROGRESS.size :]
             data = os.pread(self.answers, min(size, max_answer_bytes), self.offset)
             self.offset += len(data)
+            work = self.under_way[0]
+            work.alone = work.alone or not self.finished
+            work.settle(data)
             self.finished += 1
-            self.works[self.finished - 1].settle(data)
         return bool(received)
 
 
@@ -218,6 +222,7 @@ class WorkerPool:
         self._zygote: ZygoteProcess | None = None
         self._revived = anyio.Event()
         self._stuck = 0
+        self._open = False
         self.sandbox = "unknown"
         """`full`, `partial: why` or `none: why`."""
         self.crashes = 0
@@ -248,9 +253,11 @@ class WorkerPool:
             Changed: the file was modified meanwhile.
             Unreadable: the system refused to read the file, or has no resources for a process just now.
             WorkerDied: no description can be had of this file.
-            PoolClosed: the pool ended.
+            PoolClosed: the pool ended, or was not entered.
             ValueError: the request's names are too long to be sent, or it has too many sidecars.
         """
+        if not self._open:
+            raise PoolClosed("the worker pool is not running")
         work = _Work(request, files)
         if work.size_bytes > MAX_MESSAGE_BYTES // 2 or len(work.descriptors) > MAX_DESCRIPTORS - 2:
             raise ValueError(f"the request for {work.job.request.checkpoint_path!r} is too large to be sent")
@@ -279,14 +286,19 @@ class WorkerPool:
         self._tasks.start_soon(self._attend_zygotes)
         for _ in range(self._workers):
             self._tasks.start_soon(self._work)
+        self._open = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
     ) -> bool | None:
+        self._open = False
         self._tasks.cancel_scope.cancel()
-        try:
-            return await self._tasks.__aexit__(kind, error, trace)
+        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        try:  # the caller's own error passes by as it is, instead of in a group
+            return (
+                await self._tasks.__aexit__(*((kind, error, trace) if cancelled else (None, None, None))) and cancelled
+            )
         finally:
             for work in self._unsettled:
                 work.settle(PoolClosed("the worker pool was closed"))
@@ -349,7 +361,7 @@ class WorkerPool:
         while True:
             works = await self._take()
             while self._zygote is None or self._stuck >= MAX_STUCK:
-                await (self._revived.wait() if self._zygote is None else anyio.sleep(GRACE_S))
+                await (self._revived.wait() if self._zygote is None else anyio.sleep(STALL_S))
             try:
                 run = _Run(next(self._batches), works)
             except OSError as error:
@@ -363,7 +375,8 @@ class WorkerPool:
         try:
             await zygote.send(lambda: self._message(run))
             run.close_writing()
-            if await self._follow(run) or await self._end(zygote, run):
+            run.overdue = not await self._follow(run)
+            if await self._end(zygote, run):
                 self._conclude(run, await zygote.end_of(run.batch))
         except ZygoteGone:
             self._requeue(run.works)
@@ -396,13 +409,13 @@ class WorkerPool:
                 return False
 
     async def _end(self, zygote: ZygoteProcess, run: _Run) -> bool:
-        """Kill an overdue child; False if even that does not end it, its file then has been settled."""
-        run.overdue = True
-        with contextlib.suppress(ZygoteGone), anyio.move_on_after(GRACE_S):
-            await zygote.send(lambda: (Kill(run.batch), []))
+        """See a child to its end; False if it survives even SIGKILL, its file then has been settled."""
+        with contextlib.suppress(ZygoteGone), anyio.move_on_after(ZYGOTE_GRACE_S):
+            if run.overdue:
+                await zygote.send(lambda: (Kill(run.batch), []))
             await zygote.end_of(run.batch)
             return True
-        if not zygote.has_killed(run.batch):  # the zygote itself is stuck
+        if not zygote.has_killed(run.batch):  # the zygote itself is stuck or gone
             zygote.kill()
             await zygote.gone.wait()
             return True

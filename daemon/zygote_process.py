@@ -107,12 +107,13 @@ class ZygoteProcess:
 
     def kill(self) -> None:
         """End the zygote at once; the kernel ends its children with it."""
-        signal.pidfd_send_signal(self._process, signal.SIGKILL)
+        if not self.gone.is_set():
+            signal.pidfd_send_signal(self._process, signal.SIGKILL)
 
     async def aclose(self) -> None:
         """Kill and reap the zygote."""
         with anyio.CancelScope(shield=True):
-            self.kill()
+            signal.pidfd_send_signal(self._process, signal.SIGKILL)  # also one that closed its socket and lives on
             with anyio.move_on_after(END_TIMEOUT_S):  # a process that hangs in the kernel stays behind, for init
                 await anyio.wait_readable(self._process)
                 os.waitpid(self.pid, 0)  # noqa: ASYNC222 - it has ended: this only collects its status
