@@ -12,7 +12,7 @@ class CatalogStatus(enum.StrEnum):
     DEGRADED = "degraded"
     """It answers, but something is late, missing or down; `reasons` says what."""
     UNHEALTHY = "unhealthy"
-    """What it says may be wrong: no sweep has ever ended, or no root can be read."""
+    """No root can be read: what it shows is what was last known."""
 
 
 class RootStatus(msgspec.Struct, frozen=True, kw_only=True):

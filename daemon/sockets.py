@@ -1,0 +1,153 @@
+"""Listening sockets: handed over by systemd, or bound here; always also one in the state directory for the commands."""
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import MutableMapping
+from typing import NamedTuple
+
+from .settings import Settings
+from .systemd import listen_fds
+
+STATE_SOCKET = "ckptd.sock"
+"""In the state directory, which only its owner may enter: who reaches it is trusted."""
+
+BACKLOG = 1024
+KEEPALIVE_IDLE_S = 60
+USER_TIMEOUT_MS = 30_000
+"""Half-open peers are noticed within this time (tcp(7), TCP_USER_TIMEOUT; inherited from the listener)."""
+
+SEND_BUFFER_BYTES = 256 * 1024
+"""What the kernel holds for a reader that does not read; by default it is up to 4 MB each."""
+
+
+class BindError(OSError):
+    """Raised when an address cannot be listened on; says which, why and what to do. The command exits with 3."""
+
+
+class Listeners(NamedTuple):
+    """What the service listens on."""
+
+    sockets: list[socket.socket]
+    url: str
+    """For people: where the first socket is reached."""
+    port: int | None
+    """Of the first TCP socket."""
+
+
+def bind(settings: Settings, env: MutableMapping[str, str]) -> Listeners:
+    """Open every socket of the service, listening.
+
+    Raises:
+        BindError: an address is taken, unknown or not permitted.
+    """
+    opened: list[socket.socket] = []
+    with contextlib.ExitStack() as undo:
+        undo.callback(lambda: [listener.close() for listener in opened])
+        opened += listen_fds(env)
+        if not opened:
+            opened.append(_bind_unix(settings.uds) if settings.uds is not None else _bind_tcp(settings))
+        state_socket = os.path.join(settings.state_dir, STATE_SOCKET)
+        if settings.uds != state_socket:
+            opened.append(_bind_unix(state_socket))
+        port = next((s.getsockname()[1] for s in opened if s.family in (socket.AF_INET, socket.AF_INET6)), None)
+        if settings.port_file is not None and port is not None:
+            _write_port_file(settings.port_file, port)
+        undo.pop_all()
+    return Listeners(opened, _url(settings, opened[0]), port)
+
+
+def remove_unix_sockets(settings: Settings) -> None:
+    """Remove the socket files that `bind` made."""
+    for path in {os.path.join(settings.state_dir, STATE_SOCKET), settings.uds}:
+        if path is not None and os.path.exists(path):
+            os.unlink(path)
+
+
+def _bind_tcp(settings: Settings) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise BindError(f"host: {settings.host!r} is not an address of this machine ({error.strerror})") from error
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise BindError(error.errno, _refusal(error, settings)) from error
+    return listener
+
+
+def _refusal(error: OSError, settings: Settings) -> str:
+    where = f"{settings.host}:{settings.port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"port: {where} is taken by another process; stop it, or choose another --port (0 takes a free one)"
+    if error.errno == errno.EACCES:
+        return f"port: {where} is not permitted to this user; choose a --port above 1023"
+    return f"host: cannot listen on {where} ({error.strerror}); choose another --host or --port"
+
+
+def _bind_unix(path: str) -> socket.socket:
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        previous = os.umask(0o177)  # the socket must never exist with more rights, not even for a moment
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(previous)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        refusal = f"uds: cannot listen on {path} ({error.strerror}); choose another --uds"
+        raise BindError(error.errno, refusal) from error
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    """A socket file that nobody answers is left over from a killed process."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise BindError(errno.EEXIST, f"uds: {path} exists and is not a socket; choose another --uds")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError as error:
+            raise BindError(error.errno, f"uds: {path} cannot be used ({error.strerror})") from error
+        else:
+            raise BindError(errno.EADDRINUSE, f"uds: another process listens on {path}; choose another --uds")
+
+
+def _write_port_file(path: str, port: int) -> None:
+    """Atomic: whoever waits for the file never reads half a number."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            file.write(f"{port}\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BindError(error.errno, f"port_file: {path} cannot be written ({error.strerror})") from error
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}{settings.root_path}"

@@ -1,0 +1,20 @@
+"""Fixtures of all tests: the event loop's backend, and a guard that fails a test whose loop is blocked."""
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The service runs on asyncio; so do its tests."""
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls_on_the_loop() -> Iterator[BlockBuster]:
+    """A blocking call made by our own code on the event loop fails the test that made it."""
+    with blockbuster_ctx(scanned_modules=["ckptd"]) as guard:
+        # stat and friends of single files are microseconds here and are allowed on the loop by name where used
+        yield guard

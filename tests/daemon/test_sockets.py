@@ -1,0 +1,84 @@
+"""Listening: what is taken, stale or not permitted is told apart and said plainly."""
+
+import os
+import pathlib
+import socket
+import stat
+
+import pytest
+
+from ckptd.daemon import sockets
+from ckptd.daemon.settings import Settings, load_settings
+
+
+def _settings(state: pathlib.Path, **flags: object) -> Settings:
+    state.mkdir(exist_ok=True)
+    return load_settings({"port": 0, "state_dir": str(state), "roots": (str(state),)} | flags, env={})
+
+
+def _close(listeners: sockets.Listeners) -> None:
+    for listener in listeners.sockets:
+        listener.close()
+
+
+def test_port_0_takes_a_free_port_and_tells_it_in_the_port_file(tmp_path: pathlib.Path) -> None:
+    port_file = tmp_path / "port"
+    listeners = sockets.bind(_settings(tmp_path / "state", port_file=str(port_file)), {})
+    try:
+        assert int(port_file.read_text()) == listeners.port
+        assert listeners.url == f"http://127.0.0.1:{listeners.port}"
+        socket.create_connection(("127.0.0.1", listeners.port or 0)).close()
+    finally:
+        _close(listeners)
+
+
+def test_a_taken_port_is_named_with_the_remedy(tmp_path: pathlib.Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(sockets.BindError, match=rf"127\.0\.0\.1:{port} is taken .* choose another --port"):
+            sockets.bind(_settings(tmp_path / "state", port=port), {})
+
+
+def test_an_unknown_host_is_named(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(sockets.BindError, match=r"192\.0\.2\.1"):
+        sockets.bind(_settings(tmp_path / "state", host="192.0.2.1"), {})
+
+
+def test_the_state_socket_is_for_its_owner_alone(tmp_path: pathlib.Path) -> None:
+    settings = _settings(tmp_path / "state")
+    listeners = sockets.bind(settings, {})
+    path = tmp_path / "state" / sockets.STATE_SOCKET
+    try:
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    finally:
+        _close(listeners)
+    sockets.remove_unix_sockets(settings)
+    assert not path.exists()
+
+
+def test_a_socket_left_over_by_a_killed_process_is_replaced_and_a_living_one_is_not(tmp_path: pathlib.Path) -> None:
+    settings = _settings(tmp_path / "state")
+    _close(sockets.bind(settings, {}))  # leaves the file behind, as a kill does
+    listeners = sockets.bind(settings, {})
+    try:
+        with pytest.raises(sockets.BindError, match="another process listens"):
+            sockets.bind(settings, {})
+    finally:
+        _close(listeners)
+
+
+def test_a_file_that_is_no_socket_is_never_removed(tmp_path: pathlib.Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    with pytest.raises(sockets.BindError, match="not a socket"):
+        sockets.bind(_settings(tmp_path / "state", uds=str(precious)), {})
+    assert precious.read_text() == "mine"
+
+
+def test_sockets_of_socket_activation_are_taken_over(tmp_path: pathlib.Path) -> None:
+    # the descriptors start at 3, which is in use here: the hand-over itself is tested with systemd.listen_fds
+    listeners = sockets.bind(_settings(tmp_path / "state"), {"LISTEN_PID": "1", "LISTEN_FDS": "1"})
+    try:
+        assert listeners.port is not None
+    finally:
+        _close(listeners)
