@@ -1,0 +1,142 @@
+"""What loading with `weights_only=False` could do: an allowlist proof; for the rest, names known to be bad.
+
+The verdict `safe` rests on the allowlist alone. The list of dangerous names only sorts what is not allowed into
+"certainly do not" and "nobody knows": a list of bad names can never prove anything.
+"""
+
+from collections.abc import Iterable
+
+from ..dtypes import DTYPES, STORAGE_DTYPES
+from ..findings import Finding, finding
+from ..inspection import Safety
+from ..plain import clip
+
+MAX_NAMED = 100
+"""Names reported of one file."""
+
+
+def _names(module: str, names: str) -> set[str]:
+    return {f"{module}.{name}" for name in names.split()}
+
+
+def _words(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_TENSOR_CLASSES = "Double Float Half BFloat16 Long Int Short Char Byte Bool"
+
+ALLOWED: frozenset[str] = frozenset(
+    # torch/_weights_only_unpickler.py, `_get_allowed_globals`: what torch itself admits under weights_only=True
+    {f"torch.{name}" for name in (*DTYPES, *STORAGE_DTYPES)}
+    | {f"torch.cuda.{name}" for name in STORAGE_DTYPES}
+    | {
+        f"torch.{place}{kind}Tensor"
+        for kind in _TENSOR_CLASSES.split()
+        for place in ("", "cuda.", "sparse.", "cuda.sparse.")
+    }
+    | _names("torch", "Size device Tensor UntypedStorage Generator per_tensor_affine per_tensor_symmetric")
+    | _names("torch", "per_channel_affine per_channel_symmetric per_channel_affine_float_qparams")
+    | _names("torch.storage", "UntypedStorage TypedStorage")
+    | _names("torch.serialization", "_get_layout")
+    | _names("torch.nn.parameter", "Parameter")
+    | _names("torch._tensor", "_rebuild_from_type_v2")
+    | _names(
+        "torch._utils",
+        "_rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_parameter _rebuild_parameter_with_state "
+        "_rebuild_qtensor _rebuild_sparse_tensor _rebuild_nested_tensor _rebuild_meta_tensor_no_storage "
+        "_rebuild_wrapper_subclass _rebuild_device_tensor_from_numpy _rebuild_device_tensor_from_cpu_tensor",
+    )
+    # plain containers and numbers: constructors that call nothing but each other
+    | _names("collections", "OrderedDict Counter defaultdict deque")
+    | _names("builtins", "set frozenset list tuple dict bytearray complex int float str bool bytes slice range object")
+    | _names("_codecs", "encode")
+    | _names("copyreg", "_reconstructor")
+    | _names("argparse", "Namespace")
+    | _names("types", "SimpleNamespace")
+    | _names("datetime", "date datetime time timedelta timezone")
+    | _names("decimal", "Decimal")
+    | _names("fractions", "Fraction")
+    | _names("uuid", "UUID")
+    | _names("pathlib", "Path PosixPath PurePath PurePosixPath WindowsPath PureWindowsPath")
+    | _names("pathlib._local", "Path PosixPath PurePath PurePosixPath WindowsPath PureWindowsPath")
+    | _names("numpy", "dtype ndarray")
+    | _names("numpy.core.multiarray", "scalar _reconstruct")
+    | _names("numpy._core.multiarray", "scalar _reconstruct")
+)
+
+_DANGEROUS_MODULES = _words(
+    "os posix nt posixpath ntpath subprocess _posixsubprocess sys socket _socket ssl shutil importlib imp runpy "
+    "pty ctypes _ctypes cffi pickle _pickle cPickle dill cloudpickle joblib marshal shelve code codeop webbrowser "
+    "io _io tempfile operator _operator functools _functools types inspect multiprocessing _multiprocessing "
+    "threading _thread asyncio concurrent signal _signal atexit gc pdb bdb cProfile profile trace timeit doctest "
+    "platform getpass commands popen2 http httplib urllib urllib2 requests aiohttp httpx ftplib smtplib telnetlib "
+    "poplib imaplib nntplib xmlrpc glob fileinput linecache tokenize pkgutil pydoc pip setuptools distutils "
+    "ensurepip venv zipimport zipfile tarfile sqlite3 mmap fcntl resource numpy.testing numpy.f2py torch.hub "
+    "torch.jit torch.package torch.utils.cpp_extension torch.utils.model_zoo torch.utils.bottleneck "
+    "torch.utils.collect_env torch.multiprocessing torch.distributed.rpc torch._inductor torch._dynamo torch.fx"
+)
+"""A name in one of these, or in what lies below them, counts as dangerous unless it is allowed."""
+
+_DANGEROUS_NAMES = _words(
+    "torch.load torch.save torch.storage._load_from_bytes torch.serialization.load torch._C torch.classes "
+    "torch.ops torch.compile numpy.load numpy.save numpy.fromfile numpy.memmap numpy.loadtxt pandas.read_pickle "
+    "hydra.utils.instantiate hydra.utils.call hydra._internal.instantiate "
+    "lightning.pytorch.cli.instantiate_module pytorch_lightning.cli.instantiate_module copyreg.add_extension "
+    "logging.config"
+) | _names(
+    "builtins",
+    "eval exec compile open getattr setattr delattr hasattr __import__ globals locals vars dir input breakpoint "
+    "raw_input apply execfile file reload map filter reduce iter next type super staticmethod classmethod property "
+    "memoryview exit quit help print",
+)
+
+INSTANTIATOR = "_instantiator"
+"""Key of Lightning's hyper-parameters that `load_from_checkpoint` imports and calls, even with `weights_only=True`."""
+
+
+def judge(names: Iterable[str], proved: bool) -> tuple[Safety, tuple[str, ...], list[Finding]]:
+    """The verdict on all names that a pickle asked for.
+
+    Args:
+        names: `module.name`, as Python 3 knows them.
+        proved: the pickle was parsed to its end and nothing follows it; otherwise nothing is ever called safe.
+
+    Returns:
+        The verdict, the names outside the allowlist, worst first, and the findings.
+    """
+    outside = [name for name in dict.fromkeys(names) if name not in ALLOWED]
+    dangerous = [name for name in outside if is_dangerous(name)]
+    unknown = [name for name in outside if name not in set(dangerous)]
+    findings: list[Finding] = []
+    if dangerous:
+        findings.append(finding("pickle.dangerous_name", f"loading the pickle would call {_listed(dangerous)}"))
+    if unknown:
+        findings.append(finding("pickle.unknown_name", f"the pickle builds objects of {_listed(unknown)}"))
+    named = tuple(map(clip, [*dangerous, *unknown][:MAX_NAMED]))
+    if dangerous:
+        return Safety.UNSAFE, named, findings
+    return (Safety.SAFE if proved and not unknown else Safety.UNKNOWN), named, findings
+
+
+def is_dangerous(name: str) -> bool:
+    """Whether a name outside the allowlist is known to run code or to reach the system.
+
+    Also where the danger lies inside the name: pickle resolves `torch` + `serialization.os.system` by attributes.
+    """
+    parts = name.split(".")
+    prefixes = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    if prefixes & (_DANGEROUS_MODULES | _DANGEROUS_NAMES):
+        return True
+    return bool(_SMUGGLED & set(parts[1:]))
+
+
+_SMUGGLED = _words(
+    "os posix subprocess sys socket shutil importlib runpy pty ctypes pickle builtins __builtins__ __import__ "
+    "eval exec __globals__ __subclasses__ __reduce__ __getattribute__ __class__ __dict__ system popen"
+)
+"""Parts that no class of a model has in its path after the first: the way to a dangerous module by attributes."""
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(clip(name, 80) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,0 +1,296 @@
+"""What the unpickled value says of itself: tensors and their roles, progress, hyper-parameters, callbacks, scores."""
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from . import standins
+from .inspection import CallbackState, Plain
+from .plain import clip, key_text, to_plain
+from .scalars import ScalarReader
+from .standins import Opaque
+from .tensors import Collector, TensorTable, make_table, repeated
+
+WEIGHT_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+)
+"""Where trainers put the weights, the most telling first: Lightning, PyTorch's tutorials, DeepSpeed, others."""
+
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""Put before every name by DataParallel, torch.compile, and the habit of calling the one child `model`."""
+
+_STEP_KEYS = ("global_step", "step", "iteration", "iterations")
+_HYPER_PARAMETER_KEYS = ("hyper_parameters", "hparams", "config", "cfg", "args")
+
+
+def _words(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_METRIC_WORDS = _words(
+    "metric metrics score scores result results eval evaluation val valid validation test loss losses performance"
+)
+_MAX_ITEMS = 200
+_WORD_BREAK = re.compile(r"[\W_]+")
+_MODE = re.compile(r"'mode': '(min|max)'")
+_MONITOR = re.compile(r"'monitor': '([^']{1,200})'")
+_INT64 = 2**63
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """The tensors below one key of the checkpoint's top level."""
+
+    key: str
+    """"" for the top level itself: a bare state dict."""
+    role: str
+    table: TensorTable
+
+
+class Tensors(msgspec.Struct, frozen=True):
+    """All tensors of a checkpoint by segment, in its order."""
+
+    segments: tuple[Segment, ...]
+
+    def of(self, role: str) -> list[Segment]:
+        """The segments of one role."""
+        return [segment for segment in self.segments if segment.role == role]
+
+
+class WeightFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be said of the weights without reading them."""
+
+    n_parameters: int | None = None
+    parameters_by_part: dict[str, int] = {}
+    weights_bytes: int | None = None
+    dtypes: tuple[str, ...] = ()
+
+
+def find_tensors(value: Any) -> Tensors:
+    """Find all tensors, and the role of the part of the checkpoint that each is in.
+
+    Raises:
+        Corrupt: `pickle.limits`, see `tensors.Collector`.
+    """
+    collector = Collector()
+    if not isinstance(value, dict):
+        found = collector.collect("", value)
+        role = "weights" if isinstance(value, Opaque) else "other"
+        return Tensors((Segment("", role, make_table(*found)),)) if found[0] else Tensors(())
+    bare = {key: child for key, child in value.items() if type(child) in standins.TENSOR_TYPES}
+    parts = {"": collector.collect("", bare)} if bare else {}
+    for key, child in value.items():
+        if key not in bare:
+            parts[key_text(key)] = collector.collect(key_text(key), child)
+    parts = {key: found for key, found in parts.items() if found[0]}
+    weights = _weight_keys(parts.keys(), any(map(_has_sides, bare.values())))
+    return Tensors(
+        tuple(
+            Segment(key, "weights" if key in weights else _other_role(key), make_table(*found))
+            for key, found in parts.items()
+        )
+    )
+
+
+def weight_facts(segments: Iterable[Segment]) -> WeightFacts:
+    """Count the weights. Memory that several tensors share is counted once."""
+    by_dtype: dict[str, int] = {}
+    by_part: dict[str, int] = {}
+    total, size = 0, 0
+    counted = False
+    for segment in segments:
+        counted = counted or bool(segment.table)
+        columns = (relative_names(segment), segment.table.dtypes, own_elements(segment.table))
+        for name, dtype, numel in zip(*columns, strict=True):
+            total += numel
+            size += numel * dtype.itemsize
+            by_dtype[dtype.name] = by_dtype.get(dtype.name, 0) + numel
+            part = _part(name)
+            by_part[part] = by_part.get(part, 0) + numel
+    if not counted:
+        return WeightFacts()
+    return WeightFacts(
+        n_parameters=min(total, _INT64 - 1),
+        parameters_by_part={clip(part): min(numel, _INT64 - 1) for part, numel in by_part.items()},
+        weights_bytes=min(size, _INT64 - 1),
+        dtypes=tuple(sorted(by_dtype, key=lambda name: -by_dtype[name])),
+    )
+
+
+def bytes_of(segments: Iterable[Segment]) -> int | None:
+    """Bytes that the tensors need, shared memory once; None where there are none."""
+    tables = [segment.table for segment in segments]
+    sizes = [n * dtype.itemsize for t in tables for n, dtype in zip(own_elements(t), t.dtypes, strict=True)]
+    return min(sum(sizes), _INT64 - 1) if sizes else None
+
+
+def own_elements(table: TensorTable) -> list[int]:
+    """Elements of each tensor that no tensor before it in the table has already counted.
+
+    Exact for what occurs (the same view twice, one view inside another, views side by side), and never too many.
+    """
+    shared = repeated(table.keys)
+    if not shared and not any(table.hidden):
+        return table.numels
+    own: list[int] = []
+    reached: dict[str, list[tuple[int, int]]] = {}
+    columns = zip(table.keys, table.offsets, table.extents, table.numels, table.hidden, strict=True)
+    for key, offset, extent, numel, hidden in columns:
+        if hidden:
+            own.append(0)
+        elif key not in shared:
+            own.append(numel)
+        else:
+            own.append(min(numel, _claim(reached.setdefault(key, []), offset, offset + extent)))
+    return own
+
+
+def relative_names(segment: Segment) -> list[str]:
+    """Names inside the segment: a state dict's own keys."""
+    start = len(segment.key) + 1 if segment.key else 0
+    return [name[start:] or name for name in segment.table.names]
+
+
+def strip_prefixes(name: str) -> str:
+    """`name` without `PREFIXES`, however many."""
+    while name.startswith(PREFIXES):
+        name = name[name.index(".") + 1 :]
+    return name
+
+
+def progress(top: dict[Any, Any], scalars: ScalarReader) -> tuple[int | None, int | None]:
+    """Epoch and global step, as far as the checkpoint says; an epoch of 0 is an epoch."""
+    steps = (_whole_number(top.get(key), scalars) for key in _STEP_KEYS)
+    return _whole_number(top.get("epoch"), scalars), next((step for step in steps if step is not None), None)
+
+
+def lightning_version(top: dict[Any, Any]) -> str | None:
+    """The version that wrote the file."""
+    version = top.get("pytorch-lightning_version")
+    return clip(version, 50) if isinstance(version, str) else None
+
+
+def hyper_parameters(top: dict[Any, Any], scalars: ScalarReader) -> dict[str, Plain] | None:
+    """The hyper-parameters under the first key that holds some."""
+    for key in _HYPER_PARAMETER_KEYS:
+        if key in top:
+            plain = to_plain(top[key], read_tensor=scalars.describe)
+            if isinstance(plain, dict) and plain:
+                return plain
+    return None
+
+
+def callbacks(top: dict[Any, Any], scalars: ScalarReader) -> tuple[CallbackState, ...]:
+    """The states of Lightning's callbacks."""
+    states = top.get("callbacks")
+    if not isinstance(states, dict):
+        return ()
+    first = itertools.islice(states.items(), _MAX_ITEMS)
+    return tuple(_callback(key, state, scalars) for key, state in first if isinstance(state, dict))
+
+
+def metrics(top: dict[Any, Any], scalars: ScalarReader) -> dict[str, float]:
+    """Scores at the top level: dictionaries of numbers whose name says that they are scores."""
+    found: dict[str, float] = {}
+    for key, value in top.items():
+        if not isinstance(key, str) or not isinstance(value, dict):
+            continue
+        if _METRIC_WORDS.isdisjoint(_WORD_BREAK.split(key[:200].lower())):
+            continue
+        for name, number in itertools.islice(value.items(), _MAX_ITEMS - len(found)):
+            score = scalars.score(number)
+            if score is not None:
+                found[key_text(name)] = score
+    return found
+
+
+def _weight_keys(keys: Iterable[str], bare_weights: bool) -> set[str]:
+    """Which top-level keys hold the weights: the best known one, else all `…state_dict…`, else the bare tensors."""
+    keys = set(keys)
+    known = next((key for key in WEIGHT_KEYS if key in keys), None)
+    if known is not None:
+        return {known}
+    named = {key for key in keys if "state_dict" in key and _other_role(key) == "other" and "sched" not in key}
+    return named or ({""} if bare_weights else set())
+
+
+def _has_sides(tensor: Any) -> bool:
+    """Not a 0-dim tensor: a lone loss at the top level makes no state dict."""
+    inner = tensor.data if type(tensor) is standins.Parameter else tensor
+    return bool(getattr(inner, "shape", True))
+
+
+def _other_role(key: str) -> str:
+    return "optimizer" if "optim" in key.lower() or key.lower() in ("opt", "opt_state") else "other"
+
+
+def _part(name: str) -> str:
+    return strip_prefixes(name).partition(".")[0]
+
+
+def _claim(taken: list[tuple[int, int]], start: int, end: int) -> int:
+    """How many of [start, end) lie outside the disjoint, sorted intervals `taken`, which they then join."""
+    if len(taken) > 1000:  # nobody cuts a storage so finely; hostile files would make it quadratic
+        return 0
+    new = end - start
+    merged: list[tuple[int, int]] = []
+    for a, b in taken:
+        if b < start or a > end:
+            merged.append((a, b))
+        else:
+            new -= max(0, min(b, end) - max(a, start))
+            start, end = min(a, start), max(b, end)
+    merged.append((start, end))
+    taken[:] = sorted(merged)
+    return max(0, new)
+
+
+def _whole_number(value: Any, scalars: ScalarReader) -> int | None:
+    number = scalars.number(value)
+    return number if type(number) is int and -_INT64 <= number < _INT64 else None
+
+
+def _callback(key: Any, state: dict[Any, Any], scalars: ScalarReader) -> CallbackState:
+    name = key_text(key)
+    arguments = name.partition("{")[2]
+    monitor = _text(state.get("monitor")) or _found(_MONITOR, arguments)
+    best = state.get("best_model_score", state.get("best_score"))
+    best_k = state.get("best_k_models")
+    plain = to_plain(state, read_tensor=scalars.describe)
+    return CallbackState(
+        key=name,
+        kind=name.partition("{")[0].rpartition(".")[2],
+        monitor=monitor,
+        mode=_text(state.get("mode")) or _found(_MODE, arguments),
+        best_model_path=_text(state.get("best_model_path")),
+        best_model_score=scalars.score(best),
+        current_score=scalars.score(state.get("current_score")),
+        best_k_models=_scores(best_k, scalars),
+        last_model_path=_text(state.get("last_model_path")),
+        state=plain if isinstance(plain, dict) else {},
+    )
+
+
+def _scores(paths: Any, scalars: ScalarReader) -> dict[str, float | None]:
+    if not isinstance(paths, dict):
+        return {}
+    return {key_text(path): scalars.score(score) for path, score in itertools.islice(paths.items(), _MAX_ITEMS)}
+
+
+def _text(value: Any) -> str | None:
+    return clip(value, 1000) if isinstance(value, str) and value else None
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str | None:
+    match = pattern.search(text)
+    return match.group(1) if match else None

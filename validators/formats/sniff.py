@@ -1,0 +1,106 @@
+"""What a file that is not a torch archive is, from its first bytes and its size, so that the message can name it."""
+
+import msgspec
+
+from ..inspection import Format, Safety
+
+HEAD_BYTES = 4096
+
+_LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")
+"""LONG1 of 10 bytes and STOP: 0x1950a86a20f9469cfc6c, torch/serialization.py, `MAGIC_NUMBER`."""
+
+_BINARY: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x1f\x8b", "a gzip file"),
+    (0, b"BZh", "a bzip2 file"),
+    (0, b"\xfd7zXZ\0", "an xz file"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstandard file"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7-zip archive"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"GGUF", "a GGUF model"),
+    (0, b"PK\x05\x06", "an empty zip archive"),
+    (257, b"ustar", "a tar archive"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+)
+
+
+class Sniffed(msgspec.Struct, frozen=True):
+    """What was recognised, as a finding."""
+
+    format: Format
+    code: str
+    message: str
+    safety: Safety = Safety.UNKNOWN
+
+
+def sniff(head: bytes, size: int) -> Sniffed:
+    """Name a file by its first `HEAD_BYTES` bytes and its size in bytes."""
+    if size == 0:
+        return _no_checkpoint("the file is empty")
+    if not head.strip(b"\0"):
+        return _no_checkpoint("the file begins with nothing but zeros: space was set aside, but no data written to it")
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return _no_checkpoint("the file is a Git LFS pointer, not the checkpoint: `git lfs pull` fetches it")
+    safetensors = _safetensors(head, size)
+    if safetensors is not None:
+        return safetensors
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
+        return _pickle(head)
+    for offset, mark, what in _BINARY:
+        if head[offset : offset + len(mark)] == mark:
+            return Sniffed(Format.UNKNOWN, "format.unsupported", f"the file is {what}")
+    return _text(head) or _onnx(head) or Sniffed(Format.UNKNOWN, "format.unknown", _unknown(head))
+
+
+def _unknown(head: bytes) -> str:
+    return f"the file begins with the bytes {head[:8].hex(' ')}, which no known format does"
+
+
+def _no_checkpoint(message: str) -> Sniffed:
+    return Sniffed(Format.UNKNOWN, "format.not_a_checkpoint", message)
+
+
+def _pickle(head: bytes) -> Sniffed:
+    if _LEGACY_MAGIC in head[:32]:
+        message = "the file is in the format that torch.save wrote before version 1.6"
+        return Sniffed(Format.TORCH_LEGACY, "format.unsupported", message)
+    return Sniffed(Format.UNKNOWN, "format.unsupported", "the file is a bare pickle, not one of torch.save")
+
+
+def _safetensors(head: bytes, size: int) -> Sniffed | None:
+    """8 bytes with the length of a JSON object, then that object (safetensors, README, "Format")."""
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 10 or head[8:9] != b"{" or not 2 <= length <= 100_000_000:
+        return None
+    message = "the file is in the safetensors format"
+    if length + 8 > size:
+        message += f", but {length + 8 - size:,} bytes of its header are missing"
+    return Sniffed(Format.SAFETENSORS, "format.unsupported", message, Safety.SAFE)
+
+
+def _text(head: bytes) -> Sniffed | None:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start[:256].lower().startswith((b"<!doctype html", b"<html", b"<head", b"<!--")):
+        return _no_checkpoint("the file is an HTML page: a download has saved a login or error page instead")
+    if start.startswith(b"<?xml"):
+        return _no_checkpoint("the file is an XML document, as object stores answer errors")
+    if b"\0" in head or not _is_utf8(head):
+        return None
+    if start[:1] in (b"{", b"["):
+        return _no_checkpoint("the file is a JSON text")
+    return _no_checkpoint("the file is a text")
+
+
+def _onnx(head: bytes) -> Sniffed | None:
+    # ModelProto: field 1 (ir_version) as varint, then field 2 (producer_name) or 7 (graph): onnx.proto
+    if head[:1] == b"\x08" and len(head) > 3 and head[1] < 0x20 and head[2] in (0x12, 0x3A):
+        return Sniffed(Format.UNKNOWN, "format.unsupported", "the file looks like an ONNX model")
+    return None
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 4 and error.start > 0  # cut inside the last character
+    return True
