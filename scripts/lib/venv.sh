@@ -27,9 +27,9 @@ install_torch() {
   pin="$(grep -E '^torch==' "$repo/constraints.txt")"
   if "$venv/bin/python" -c 'import torch' 2>/dev/null; then return; fi
   say "installing $pin (CPU)"
-  "$venv/bin/pip" install --quiet --no-index --no-deps "$pin" 2>/dev/null ||
-    "$venv/bin/pip" install --quiet --no-deps --index-url "$TORCH_INDEX_URL" "$pin" 2>/dev/null ||
-    "$venv/bin/pip" install --quiet -c "$repo/constraints.txt" "$pin" ||
+  "$venv/bin/pip" install -qq --no-index --no-deps "$pin" 2>/dev/null ||
+    "$venv/bin/pip" install -qq --no-deps --index-url "$TORCH_INDEX_URL" "$pin" 2>/dev/null ||
+    "$venv/bin/pip" install -qq -c "$repo/constraints.txt" "$pin" ||
     die "torch could not be installed; set TORCH_INDEX_URL to an index that has $pin"
 }
 
@@ -50,7 +50,7 @@ ensure_venv() {
     fi
     case ",$extras," in *,demo,* | *,test,* | *,torch,*) install_torch ;; esac
     say "installing ckptd${extras:+[$extras]}"
-    "$venv/bin/pip" install --quiet -c "$repo/constraints.txt" -e "$repo${extras:+[$extras]}" ||
+    "$venv/bin/pip" install -qq -c "$repo/constraints.txt" -e "$repo${extras:+[$extras]}" ||
       die "pip could not install ckptd; see its message above"
     printf '%s' "$wanted" >"$stamp"
   ) || exit $?

@@ -17,8 +17,6 @@ from ckptd.daemon.settings import (
     setting_docs,
 )
 
-REPO = Path(__file__).parents[2]
-
 
 def write(path: Path, text: str) -> str:
     path.write_text(text, encoding="utf-8")
@@ -192,9 +190,3 @@ def test_every_setting_is_described_and_its_unit_is_in_name_and_words():
         for suffix, word in units.items():
             if doc.name.endswith(suffix) and not doc.name.endswith("_per_s"):
                 assert word in doc.description, doc.name
-
-
-def test_the_readme_lists_every_setting_with_its_default():
-    readme = (REPO / "README.md").read_text(encoding="utf-8")
-    for doc in setting_docs():
-        assert f"| `{doc.name}` | {doc.default} | {doc.description} |" in readme

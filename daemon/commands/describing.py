@@ -1,0 +1,144 @@
+"""Describing many checkpoints: in the worker pool, as the daemon does, or in this process where asked."""
+
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from ckptd.catalog.describe import describe_opened, failed_description
+from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
+from ckptd.catalog.entry import Identities
+from ckptd.catalog.experiment import DirectFiles, find_companions
+from ckptd.catalog.opening import open_checkpoint
+from ckptd.validators.errors import Changed, Unreadable
+from ckptd.validators.findings import finding
+from ckptd.validators.inspection import FileIdentity, Level
+
+from ..logging import configure
+from ..settings import LogLevel, Settings
+from ..workers import WorkerDied, WorkerPool, finding_for
+from .targets import Target, opened
+
+AHEAD = 16
+"""Files opened per worker at one time: enough to hand small ones over in handfuls."""
+ATTEMPTS = 3
+"""Looks at a file that changes while it is read."""
+
+Describe = Callable[[DescribeRequest, OpenedFiles], Awaitable[Description]]
+Done = Callable[[Target, Description], None]
+
+
+def describe_all(
+    targets: Sequence[Target],
+    done: Done,
+    settings: Settings,
+    *,
+    level: Level = Level.STRUCTURE,
+    trust_sidecar: bool = False,
+    in_process: bool = False,
+) -> None:
+    """Describe each target; `done` is called in the order of `targets`.
+
+    A file that cannot be described gets a description that says so: nothing that a file contains raises.
+
+    Args:
+        targets: what to describe.
+        done: told of each one.
+        settings: number and limits of the workers.
+        level: how much of each file to verify.
+        trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
+        in_process: without worker processes; a hostile file can then take the command down.
+    """
+    anyio.run(_describe_all, targets, done, settings, level, trust_sidecar, in_process)
+
+
+async def _describe_all(
+    targets: Sequence[Target], done: Done, settings: Settings, level: Level, trust_sidecar: bool, in_process: bool
+) -> None:
+    one = _One(level, trust_sidecar)
+    if in_process:
+        for target in targets:
+            done(target, await one.describe(target, _in_process))
+        return
+    log = configure(settings.model_copy(update={"log_level": LogLevel.ERROR}))
+    workers = min(settings.workers, len(targets)) or 1
+    limits = {"memory_mb": settings.worker_memory_mb, "timeout_s": settings.worker_timeout_s}
+    async with WorkerPool(workers=workers, log=log, **limits) as pool:
+        in_order = _InOrder(targets, done)
+        remaining = iter(enumerate(targets))
+
+        async def work() -> None:
+            for position, target in remaining:
+                in_order.put(position, await one.describe(target, pool.describe))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(len(targets), workers * AHEAD)):
+                tasks.start_soon(work)
+
+
+class _One:
+    """The way of one file from its path to its description."""
+
+    def __init__(self, level: Level, trust_sidecar: bool) -> None:
+        self._level = level
+        self._trust_sidecar = trust_sidecar
+
+    async def describe(self, target: Target, describe: Describe) -> Description:
+        for _ in range(ATTEMPTS):
+            try:
+                request, files, identities = await anyio.to_thread.run_sync(self._open, target)
+            except OSError as error:
+                return _unopened(target, error)
+            try:
+                return await describe(request, files)
+            except Changed:
+                continue
+            except Unreadable as error:
+                return failed_description(request, identities.file, finding("file.unreadable", error.message))
+            except WorkerDied as died:
+                return failed_description(request, identities.file, finding_for(died))
+            finally:
+                for fd in files.all():
+                    os.close(fd)
+        problem = finding("file.unreadable", "the file changes while it is read: somebody is writing it")
+        return failed_description(request, identities.file, problem)
+
+    def _open(self, target: Target) -> tuple[DescribeRequest, OpenedFiles, Identities]:
+        with opened(target.root) as root_fd:
+            companions = find_companions(DirectFiles(root_fd), target.path)
+            request, files, identities = open_checkpoint(root_fd, target.path, companions)
+        request = msgspec.structs.replace(
+            request,
+            checkpoint_path=os.fsdecode(target.absolute),
+            level=self._level,
+            trust_sidecar=self._trust_sidecar,
+        )
+        return request, files, identities
+
+
+class _InOrder:
+    """Hands on what arrives in any order, in the order in which it was asked for."""
+
+    def __init__(self, targets: Sequence[Target], done: Done) -> None:
+        self._targets = targets
+        self._done = done
+        self._waiting: dict[int, Description] = {}
+        self._next = 0
+
+    def put(self, position: int, description: Description) -> None:
+        self._waiting[position] = description
+        while self._next in self._waiting:
+            self._done(self._targets[self._next], self._waiting.pop(self._next))
+            self._next += 1
+
+
+async def _in_process(request: DescribeRequest, files: OpenedFiles) -> Description:
+    return await anyio.to_thread.run_sync(describe_opened, request, files)
+
+
+def _unopened(target: Target, error: OSError) -> Description:
+    request = DescribeRequest(checkpoint_path=os.fsdecode(target.absolute), relative_path=target.path)
+    problem = finding("file.unreadable", f"the file cannot be opened: {error.strerror}")
+    return failed_description(request, FileIdentity(0, 0, 0, 0), problem)

@@ -1,0 +1,140 @@
+"""Targets: the checkpoints that the paths on a command line stand for."""
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ckptd.catalog.roots import Root, RootError, resolve_roots
+from ckptd.catalog.scan import scan_tree
+
+from ..rootlock import RootLock
+from .exits import USAGE, CommandError
+
+
+class Target(NamedTuple):
+    """One checkpoint to work on."""
+
+    root: Root
+    path: bytes
+    """Relative to the root."""
+
+    @property
+    def absolute(self) -> bytes:
+        """Where it is."""
+        return self.root.join(self.path)
+
+
+class Targets(NamedTuple):
+    """What was found, and what could not be looked at."""
+
+    found: list[Target]
+    problems: list[str]
+    """Directories that could not be listed: they make the answer incomplete."""
+
+
+def find_targets(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
+    """The checkpoints under directories, and files as they are named, whatever their suffix.
+
+    Links inside a tree are left out: what they lead to is found under its own name, or lies outside.
+
+    Raises:
+        CommandError: a path does not exist; exit code 2.
+    """
+    files: list[Target] = []
+    directories: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            directories.append(path)
+        elif os.path.lexists(path):
+            absolute = os.path.realpath(os.fsencode(path))
+            files.append(Target(Root(os.path.dirname(absolute)), os.path.basename(absolute)))
+        else:
+            raise CommandError(f"{path!r} does not exist; name a checkpoint or a directory", USAGE)
+    found: list[Target] = []
+    problems: list[str] = []
+    for root in directory_roots(directories):
+        in_root, unreachable = _scan(root, suffixes)
+        found += in_root
+        problems += unreachable
+    return Targets(list(dict.fromkeys([*files, *found])), problems)
+
+
+def directory_roots(paths: Iterable[str]) -> list[Root]:
+    """Directories as roots, nested ones merged.
+
+    Raises:
+        CommandError: one is not a directory, or does not exist; exit code 2.
+    """
+    given = list(paths)
+    for path in given:
+        if not os.path.isdir(path):
+            raise CommandError(f"{path!r} is not a directory; name the directory that holds the checkpoints", USAGE)
+    try:
+        roots, _ = resolve_roots(given)
+    except RootError as error:
+        raise CommandError(str(error), USAGE) from None
+    return roots
+
+
+@contextmanager
+def opened(root: Root) -> Iterator[int]:
+    """The root's descriptor, for opening beneath it."""
+    fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def writing_in(roots: Sequence[Root]) -> Iterator[None]:
+    """Hold the right to write sidecars and indexes into `roots`: one writer per tree.
+
+    Raises:
+        CommandError: a daemon or another command holds it, there or on a directory above; exit code 3.
+    """
+    locks = [RootLock(root) for root in roots]
+    try:
+        for root, lock in zip(roots, locks, strict=True):
+            if not lock.held() or _is_locked_above(root.path):
+                raise CommandError(
+                    f"{root.name} is being written by a daemon or another command, which does this itself; "
+                    "stop it first, or use `ckptd rebuild` with a running daemon"
+                )
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _scan(root: Root, suffixes: Sequence[str]) -> tuple[list[Target], list[str]]:
+    with opened(root) as root_fd:
+        report = scan_tree(root, root_fd, suffixes=tuple(suffixes))
+    targets = [Target(root, found.path) for found in report.found if found.link is None]
+    problems = [
+        f"{os.fsdecode(root.join(directory))}: cannot be listed ({error})"
+        for directory, error in report.unreachable.items()
+    ]
+    return sorted(targets), problems
+
+
+def _is_locked_above(path: bytes) -> bool:
+    """Whether somebody writes in a tree that contains `path`. The question itself stops nobody for long."""
+    directory = os.path.dirname(path)
+    while directory != b"/":
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return False  # nor could a daemon of ours have opened it
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False  # a filesystem without locks
+        finally:
+            os.close(fd)
+        directory = os.path.dirname(directory)
+    return False
