@@ -20,7 +20,7 @@ NETWORK_FILESYSTEMS = frozenset((
 # fmt: on
 """Filesystems whose files change on other machines: no event tells of that."""
 LOCAL_FUSE = frozenset(("fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.bindfs", "fuse.mergerfs"))
-"""Everything else of FUSE (sshfs, s3fs, rclone, gcsfuse, …) is taken for a network filesystem."""
+"""Everything else of FUSE (sshfs, s3fs, rclone, …) is taken for a network filesystem, `fuseblk` (NTFS) is not."""
 
 DEFAULT_ATTRIBUTE_CACHE_S = 60.0
 """How old a network filesystem's attributes may be: `acregmax` and `acdirmax` of nfs(5)."""
@@ -44,7 +44,7 @@ class Mount(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_network(self) -> bool:
         """Whether files may change there without an event."""
-        if self.fstype.startswith("fuse"):
+        if self.fstype == "fuse" or self.fstype.startswith("fuse."):
             return self.fstype not in LOCAL_FUSE
         return self.fstype in NETWORK_FILESYSTEMS
 
