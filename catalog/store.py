@@ -99,6 +99,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     revision: Revision
     records: Sequence[Record]
+    selections: dict[str, Sequence[Record]] = {}
+    """Filtered and sorted views that were asked for at this revision; they go when it goes (see `query`)."""
 
 
 def revision_of(item: LogItem) -> Revision:

@@ -1,0 +1,439 @@
+"""The daemon's memory on disk: entries, descriptions, tombstones and the revision, in one SQLite file.
+
+Deleting it is always safe. A file that is torn, foreign or newer is set aside and a fresh one begun; everything in it
+can be read again from the tree. What was committed survives a killed process always, and a power cut except for the
+last moments (WAL with synchronous=NORMAL); that is why the log's name changes after a reboot without a clean end.
+"""
+
+import contextlib
+import gc
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from ckptd.validators.inspection import TensorInfo
+
+from . import state_rows as rows
+from .description import Description
+from .entry import CheckpointId, Record, Revision
+from .sharing import SharedValues
+from .state_file import StateError, StateLock, StateLocked, Unusable, connect, connect_reader, is_damage, set_aside
+from .store import Batch, Tombstone, revision_of
+
+__all__ = ["Loaded", "State", "StateError", "StateLocked"]
+
+FILE_NAME = "state.sqlite3"
+NOTES_KEPT = 100
+
+_T = TypeVar("_T")
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """What an earlier run knew."""
+
+    instance: str
+    instance_kept: bool
+    """Cursors of the earlier run can be resumed from."""
+    revision: Revision
+    floor: Revision
+    records: list[Record]
+    tombstones: list[Tombstone]
+
+
+class State:
+    """An open state file. One thread writes; `description` and `tensors` may be asked from others meanwhile."""
+
+    def __init__(self, directory: str, lock: StateLock, *, boot_id: str, clock: Callable[[], float]) -> None:
+        self.directory = directory
+        self.path = os.path.join(directory, FILE_NAME)
+        self.notes: list[str] = []
+        """What a person should know of the state: what was set aside or dropped, and why."""
+        self._lock = lock
+        self._boot_id = boot_id
+        self._clock = clock
+        self._reading = threading.Lock()
+        self._revision = Revision(0)
+        self._marked = False
+        self._open_file()
+
+    @classmethod
+    def open(cls, directory: str, *, boot_id: str, clock: Callable[[], float]) -> "State":
+        """Open the state in `directory`, which is made if it is not there.
+
+        Args:
+            directory: Absolute path, private to one daemon.
+            boot_id: Of /proc/sys/kernel/random/boot_id; empty where it is not known.
+            clock: Seconds since the epoch; names what is set aside.
+
+        Raises:
+            StateLocked: another process has it open.
+            StateError: the directory cannot be made, or no file can be written there.
+        """
+        try:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateError(directory, error.strerror or str(error)) from error
+        lock = StateLock(directory)
+        try:
+            return cls(directory, lock, boot_id=boot_id, clock=clock)
+        except BaseException:
+            lock.release()
+            raise
+
+    # ---- loading -------------------------------------------------------------------------------------------
+
+    def load(self) -> Loaded:
+        """Read everything but the descriptions, and mark the state as in use.
+
+        A row that cannot be decoded is dropped with a note; its path is then read again like a new one. Whenever
+        anything was dropped, or the last run ended by a power cut, the log gets a new instance name.
+        """
+        try:
+            loaded = self._load()
+        except (sqlite3.DatabaseError, Unusable) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not is_damage(error):
+                raise self._error("read", error) from error
+            self._begin_anew(str(error))
+            loaded = self._load()
+        self._revision = loaded.revision
+        try:
+            self._mark_in_use({"instance": loaded.instance})
+        except sqlite3.Error as error:
+            # a full disk: what is known is still good, but what is told from now on may be forgotten
+            self._note(f"{self.path}: cannot be written: {error}; the catalog begins under a new instance name")
+            loaded = msgspec.structs.replace(loaded, instance=secrets.token_hex(8), instance_kept=False)
+        return loaded
+
+    def _load(self) -> Loaded:
+        with _no_garbage_collection():
+            records, bad_records = self._load_records()
+            tombstones, bad_tombstones = self._load_tombstones()
+        meta = dict(self._writer.execute("SELECT key, value FROM meta"))
+        whole = not bad_records and not bad_tombstones
+        ended_well = meta.get("clean") == "1" or (self._boot_id != "" and meta.get("boot_id") == self._boot_id)
+        kept = whole and ended_well and bool(meta.get("instance"))
+        if not whole:
+            self._note(
+                f"{self.path}: {len(bad_records)} entries and {len(bad_tombstones)} deletions could not be decoded "
+                "and are dropped; the files behind them are read again"
+            )
+            self._drop(bad_records, bad_tombstones)
+        revisions = [*map(revision_of, records), *map(revision_of, tombstones)]
+        if len(set(revisions)) < len(revisions):
+            raise Unusable("two changes claim the same revision")
+        return Loaded(
+            instance=meta["instance"] if kept else secrets.token_hex(8),
+            instance_kept=kept,
+            revision=Revision(max(_number(meta.get("revision")), *revisions, 0)),
+            floor=Revision(_number(meta.get("floor"))),
+            records=records,
+            tombstones=tombstones,
+        )
+
+    def _load_records(self) -> tuple[list[Record], list[str]]:
+        shared = SharedValues()
+        records: list[Record] = []
+        bad: list[str] = []
+        for row in self._writer.execute(rows.GET_ENTRIES):
+            try:
+                records.append(rows.record_of(row, shared))
+            except rows.BadRow:
+                bad.append(row[0])
+        return records, bad
+
+    def _load_tombstones(self) -> tuple[list[Tombstone], list[str]]:
+        tombstones: list[Tombstone] = []
+        bad: list[str] = []
+        for row in self._writer.execute(rows.GET_TOMBSTONES):
+            try:
+                tombstones.append(rows.tombstone_of(row))
+            except rows.BadRow:
+                bad.append(row[0])
+        return tombstones, bad
+
+    def _drop(self, entries: list[str], tombstones: list[str]) -> None:
+        with contextlib.suppress(sqlite3.OperationalError), self._transaction():
+            for table, ids in (("entries", entries), ("descriptions", entries), ("tombstones", tombstones)):
+                self._writer.executemany(f"DELETE FROM {table} WHERE id = ?", rows.one_column(ids))  # noqa: S608
+
+    def _mark_in_use(self, also: Mapping[str, str]) -> None:
+        # Durable before anything is told: else a power cut would bring back the mark of the clean end before.
+        with self._durably(), self._transaction():
+            self._put_meta({"clean": "0", "boot_id": self._boot_id, **also})
+        self._marked = True
+
+    # ---- writing -------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        batch: Batch,
+        descriptions: Mapping[CheckpointId, Description],
+        floor: Revision,
+        *,
+        amended: Mapping[CheckpointId, Description] | None = None,
+    ) -> None:
+        """Write one batch, all of it or nothing.
+
+        Args:
+            batch: As prepared by the catalog, not yet published.
+            descriptions: What is kept behind entries from now on. An entry without one here keeps the one it has.
+            floor: The catalog's; deletions up to it are forgotten here as well.
+            amended: Descriptions whose tensor table stays as it is.
+
+        Raises:
+            StateError: the disk is full or failing. Nothing was written and the same call may be tried again.
+            ValueError: an earlier batch is missing here; only `rewrite` can follow.
+        """
+        if batch.base != self._revision:
+            raise ValueError(f"the state is at revision {self._revision}, the batch begins at {batch.base}: rewrite it")
+        with self._errors("written"):
+            if not self._marked:
+                self._mark_in_use({})
+            self._commit(batch, descriptions, amended or {}, floor)
+        self._revision = batch.revision
+
+    def _commit(
+        self,
+        batch: Batch,
+        descriptions: Mapping[CheckpointId, Description],
+        amended: Mapping[CheckpointId, Description],
+        floor: Revision,
+    ) -> None:
+        with self._transaction():
+            self._put_items(batch)
+            self._put_descriptions(descriptions)
+            self._amend_descriptions(amended)
+            self._writer.execute("DELETE FROM tombstones WHERE revision <= ?", (floor,))
+            self._put_meta({"revision": str(batch.revision), "floor": str(floor)})
+
+    def rewrite(
+        self,
+        instance: str,
+        records: Iterable[Record],
+        tombstones: Iterable[Tombstone],
+        revision: Revision,
+        floor: Revision,
+    ) -> None:
+        """Write the whole catalog in one transaction, after a time in which batches could not be written.
+
+        Descriptions of entries that changed meanwhile are dropped: they describe an earlier file. A damaged file is
+        set aside first.
+
+        Raises:
+            StateError: still not possible; nothing was written.
+        """
+        everything = [*records], [*tombstones]
+        try:
+            self._rewrite(instance, *everything, revision, floor)
+        except StateError as error:
+            if not error.damaged:
+                raise
+            self._begin_anew(str(error))
+            self._rewrite(instance, *everything, revision, floor)
+        self._revision, self._marked = revision, True
+
+    def _rewrite(
+        self, instance: str, records: list[Record], tombstones: list[Tombstone], revision: Revision, floor: Revision
+    ) -> None:
+        with self._errors("written"), self._durably(), self._transaction():
+            write = self._writer
+            before = dict(write.execute("SELECT id, revision FROM entries"))
+            unchanged = {r.entry.id for r in records if before.get(r.entry.id) == r.entry.revision}
+            changed = [row_id for row_id in before if row_id not in unchanged]
+            write.executemany("DELETE FROM descriptions WHERE id = ?", rows.one_column(changed))
+            write.execute("DELETE FROM entries")
+            write.execute("DELETE FROM tombstones")
+            write.executemany(rows.PUT_ENTRY, map(rows.entry_row, records))
+            write.executemany(rows.PUT_TOMBSTONE, map(rows.tombstone_row, tombstones))
+            self._put_meta({"instance": instance, "revision": str(revision), "floor": str(floor)})
+            self._put_meta({"clean": "0", "boot_id": self._boot_id})
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Keep a small text under a key, in a transaction of its own.
+
+        Raises:
+            StateError: it could not be written.
+        """
+        with self._errors("written"), self._transaction():
+            self._put_meta({f"user:{key}": value})
+
+    def get_meta(self, key: str) -> str | None:
+        """The text under a key, or None."""
+        rows = self._read("SELECT value FROM meta WHERE key = ?", f"user:{key}")
+        return str(rows[0][0]) if rows else None
+
+    def close(self, clean: bool = True) -> None:
+        """Close the file and give up the lock. A second call does nothing.
+
+        Args:
+            clean: Everything that was told is in the state, so its cursors stay good even across a power cut.
+        """
+        if self._lock.released:
+            return
+        try:
+            with contextlib.suppress(sqlite3.Error), self._durably():
+                if clean and self._marked:
+                    with self._transaction():
+                        self._put_meta({"clean": "1"})
+                self._writer.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+            self._close_file()
+        finally:
+            self._lock.release()
+
+    # ---- descriptions --------------------------------------------------------------------------------------
+
+    def description(self, checkpoint_id: CheckpointId) -> Description | None:
+        """The description behind an entry, without its tensor table; None where none is kept. Any thread."""
+        found = self._read("SELECT summary FROM descriptions WHERE id = ?", checkpoint_id)
+        return self._unpacked(rows.unpack_summary, found[0][0], checkpoint_id) if found else None
+
+    def tensors(self, checkpoint_id: CheckpointId) -> tuple[TensorInfo, ...] | None:
+        """The tensor table behind an entry; None where none is kept. Any thread."""
+        found = self._read("SELECT tensors FROM descriptions WHERE id = ?", checkpoint_id)
+        return self._unpacked(rows.unpack_tensors, found[0][0], checkpoint_id) if found else None
+
+    def full_description(self, checkpoint_id: CheckpointId) -> Description | None:
+        """The description behind an entry with its tensor table; None where none is kept. Any thread."""
+        found = self._read("SELECT summary, tensors FROM descriptions WHERE id = ?", checkpoint_id)
+        if not found:
+            return None
+        summary = self._unpacked(rows.unpack_summary, found[0][0], checkpoint_id)
+        tensors = self._unpacked(rows.unpack_tensors, found[0][1], checkpoint_id)
+        if summary is None or tensors is None:
+            return None
+        return msgspec.structs.replace(summary, inspection=msgspec.structs.replace(summary.inspection, tensors=tensors))
+
+    def undescribed(self) -> set[CheckpointId]:
+        """Ids of entries behind which no description is kept: their detail needs the file to be read. Any thread."""
+        found = self._read("SELECT id FROM entries WHERE id NOT IN (SELECT id FROM descriptions)")
+        return {CheckpointId(row[0]) for row in found}
+
+    def _read(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        with self._reading:
+            try:
+                return self._reader.execute(query, values).fetchall()
+            except sqlite3.Error as error:
+                self._note(f"{self.path}: cannot be read: {error}")
+                return []
+
+    def _unpacked(self, unpack: Callable[[bytes], _T], data: bytes, checkpoint_id: CheckpointId) -> _T | None:
+        try:
+            return unpack(data)
+        except rows.BadRow as error:
+            self._note(f"{self.path}: what is kept of {checkpoint_id} cannot be decoded: {error}")
+            return None
+
+    # ---- inside --------------------------------------------------------------------------------------------
+
+    def _open_file(self) -> None:
+        try:
+            try:
+                self._writer = connect(self.path)
+            except Unusable as error:
+                self._set_aside(str(error))
+                self._writer = connect(self.path)
+            self._reader = connect_reader(self.path)
+        except (sqlite3.Error, OSError) as error:
+            raise self._error("opened", error) from error
+
+    def _begin_anew(self, reason: str) -> None:
+        with self._reading:
+            self._close_file()
+            try:
+                self._set_aside(reason)
+            except OSError as error:
+                raise self._error("set aside", error) from error
+            self._open_file()
+
+    def _close_file(self) -> None:
+        for connection in (self._reader, self._writer):
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _set_aside(self, reason: str) -> None:
+        aside = set_aside(self.path, self._clock())
+        self._note(f"{self.path}: {reason}; it was set aside as {os.path.basename(aside)} and is rebuilt from the tree")
+
+    def _put_items(self, batch: Batch) -> None:
+        records = [item for item in batch.items if isinstance(item, Record)]
+        gone = [item for item in batch.items if isinstance(item, Tombstone)]
+        write = self._writer.executemany
+        write(rows.PUT_ENTRY, map(rows.entry_row, records))
+        write("DELETE FROM tombstones WHERE id = ?", rows.one_column([record.entry.id for record in records]))
+        write(rows.PUT_TOMBSTONE, map(rows.tombstone_row, gone))
+        for table in ("entries", "descriptions"):
+            write(f"DELETE FROM {table} WHERE id = ?", rows.one_column([item.id for item in gone]))  # noqa: S608
+
+    def _put_descriptions(self, descriptions: Mapping[CheckpointId, Description]) -> None:
+        self._writer.executemany(
+            "INSERT OR REPLACE INTO descriptions SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM entries WHERE id = ?1)",
+            ((key, rows.pack_summary(one), rows.pack_tensors(one.tensors)) for key, one in descriptions.items()),
+        )
+
+    def _amend_descriptions(self, amended: Mapping[CheckpointId, Description]) -> None:
+        self._writer.executemany(
+            "INSERT INTO descriptions SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM entries WHERE id = ?1) "
+            "ON CONFLICT (id) DO UPDATE SET summary = excluded.summary",
+            ((key, rows.pack_summary(one), rows.pack_tensors(one.tensors)) for key, one in amended.items()),
+        )
+
+    def _put_meta(self, values: Mapping[str, str]) -> None:
+        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._writer.execute("COMMIT")
+        except BaseException:
+            if self._writer.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def _durably(self) -> Iterator[None]:
+        """Commits in here are on the disk when they return."""
+        self._writer.execute("PRAGMA synchronous = FULL")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("PRAGMA synchronous = NORMAL")
+
+    @contextlib.contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._error(action, error) from error
+
+    def _error(self, action: str, error: sqlite3.Error | OSError) -> StateError:
+        damaged = isinstance(error, sqlite3.Error) and is_damage(error)
+        return StateError(self.path, str(error), action=action, damaged=damaged)
+
+    def _note(self, note: str) -> None:
+        if len(self.notes) < NOTES_KEPT and note not in self.notes:
+            self.notes.append(note)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Loading makes a million objects and no garbage; looking through them again and again doubles its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
