@@ -1,1 +1,7 @@
 """The wire: list, detail, live stream, health."""
+
+from .app import CatalogApp, build_app
+from .events import EventHub
+from .security import AccessError, AccessPolicy
+
+__all__ = ["AccessError", "AccessPolicy", "CatalogApp", "EventHub", "build_app"]

@@ -7,8 +7,10 @@ from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId
 from ckptd.catalog.store import Catalog
 
+from ..metrics import Metrics
 from ..settings import Settings
 from ..status import Status
+from .events import EventHub
 
 
 class RebuildMode(enum.StrEnum):
@@ -25,6 +27,9 @@ class Backend(Protocol):
 
     catalog: Catalog
     settings: Settings
+    hub: EventHub
+    """The live stream; the service runs and closes it."""
+    metrics: Metrics
 
     def status(self) -> Status:
         """A consistent picture of the service now."""

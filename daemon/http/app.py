@@ -1,0 +1,159 @@
+"""The application: routes, who gets in, and the live stream ahead of everything that would slow it down."""
+
+import contextlib
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from . import page
+from .backend import Backend
+from .checkpoints import CheckpointRoutes
+from .health import HealthRoutes
+from .parameters import parse_events
+from .problems import ProblemError
+from .security import AccessPolicy
+
+EVENTS_PATH = "/checkpoints/events"
+Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
+
+
+def build_app(backend: Backend, access: AccessPolicy, *, lifespan: Lifespan | None = None) -> "CatalogApp":
+    """Put the application together. `hub.run()` is the service's to start, and `hub.close()` to call."""
+    backend.metrics.watch(backend.status, lambda: backend.hub.counts)
+    return CatalogApp(backend, access, lifespan)
+
+
+class CatalogApp(Starlette):
+    """Every request is checked first; the live stream then goes straight to the hub, the rest to the routes."""
+
+    def __init__(self, backend: Backend, access: AccessPolicy, lifespan: Lifespan | None) -> None:
+        checkpoints = CheckpointRoutes(backend)
+        health = HealthRoutes(backend)
+        routes = [
+            Route("/", page.index),
+            Route("/checkpoints", checkpoints.list),
+            Route("/checkpoints/stream", checkpoints.stream),
+            Route("/checkpoints/{id}", checkpoints.detail),
+            Route("/checkpoints/{id}/tensors", checkpoints.tensors),
+            Route("/rebuild", checkpoints.rebuild, methods=["POST"]),
+            Route("/health", health.live),
+            Route("/health/checkpoints", health.checkpoints),
+            Route("/metrics", health.metrics),
+        ]
+        handlers: dict[Any, Any] = {ProblemError: _problem, HTTPException: _http_problem, Exception: _internal_error}
+        super().__init__(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        self.router.redirect_slashes = False
+        self._access = access
+        self._hub = backend.hub
+        self._metrics = backend.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        path = route_path(scope)
+        try:
+            early = self._admit(scope, path)
+            if early is None and path == EVENTS_PATH:
+                if scope["method"] == "GET":
+                    await self._live(scope, receive, send)
+                    return
+                early = _events_other_method(scope["method"])
+        except ProblemError as problem:
+            early = problem.response()
+        await self._answer(early or super().__call__, scope, receive, send)
+
+    def _admit(self, scope: Scope, path: str) -> Response | None:
+        if self._access.is_preflight(scope):
+            return Response(status_code=204, headers={"Access-Control-Allow-Methods": "GET, HEAD, POST"})
+        signed_in = self._access.sign_in(scope, path)
+        if signed_in is None:
+            self._access.check(scope, path)
+        return signed_in
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        parameters = QueryParams(scope["query_string"])
+        view = parse_events(parameters)
+        header = next((value for name, value in scope["headers"] if name == b"last-event-id"), b"").decode("latin-1")
+        last_event_id = header or parameters.get("last_event_id")
+        await self._hub.serve(view, last_event_id, receive, send, self._access.response_headers(scope))
+
+    async def _answer(self, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let `app` answer, with the headers that every answer has, and measure it."""
+        started_at = time.perf_counter()
+        status = 500
+        headers = self._access.response_headers(scope)
+
+        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(h for h in headers if h[0] == b"vary" or h[0] not in own)]
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_headers)
+        finally:
+            route = scope.get("route")
+            label = route.path if isinstance(route, Route) else "other"
+            self._metrics.observe_request(label, scope["method"], status, time.perf_counter() - started_at)
+
+
+def route_path(scope: Scope) -> str:
+    """The path beneath where this application is mounted."""
+    path: str = scope["path"]
+    root_path: str = scope.get("root_path", "")
+    if root_path and (path == root_path or path.startswith(root_path + "/")):
+        return path[len(root_path) :] or "/"
+    return path
+
+
+def _events_other_method(method: str) -> Response:
+    if method != "HEAD":
+        raise ProblemError(
+            405,
+            f"{EVENTS_PATH} does not take {method}",
+            remedy="use GET",
+            field="method",
+            headers={"Allow": "GET, HEAD"},
+        )
+    return Response(headers={"Cache-Control": "no-store"}, media_type="text/event-stream")
+
+
+async def _problem(_: Request, problem: ProblemError) -> Response:
+    return problem.response()
+
+
+async def _http_problem(request: Request, error: HTTPException) -> Response:
+    """What Starlette itself refuses: unknown paths and methods."""
+    if error.status_code == 404:
+        detail, remedy, field, value = (
+            "there is nothing at this path",
+            "see / for the endpoints",
+            "path",
+            request.url.path,
+        )
+    else:
+        allowed = (error.headers or {}).get("Allow", "")
+        remedy = f"use {allowed}" if allowed else "see / for the endpoints"
+        detail, field, value = f"{request.url.path}: {error.detail.lower()}", "method", request.method
+    problem = ProblemError(
+        error.status_code, detail, remedy=remedy, field=field, value=value, headers=dict(error.headers or {})
+    )
+    return problem.response()
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    # Starlette raises the error again afterwards, so that the server logs it with its traceback.
+    problem = ProblemError(500, "the daemon failed to answer", remedy="its log says why; please report it")
+    return problem.response()

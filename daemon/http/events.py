@@ -1,0 +1,497 @@
+"""EventHub: the live stream. One broadcaster serves every listener from one log, each at its own cursor.
+
+No queue exists for a listener, so none can grow: a slow reader simply gets a longer range of the log later, with
+superseded states skipped.
+"""
+
+import asyncio
+import collections
+import functools
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from starlette.types import Receive, Send
+
+from ckptd.catalog.entry import Revision
+from ckptd.catalog.store import Batch, Catalog
+
+from ..metrics import StreamCounts
+from . import sse
+from .frames import Changes, Frame, FrameCache, SnapshotFeed, View
+from .problems import rfc3339
+from .sending import Sender, SenderFactory, sender_for
+from .sse import Cursor
+
+LIVE_PER_TURN = 128
+"""Listeners served before the loop gets its turn (about 1 ms)."""
+PIECES_PER_TURN = 4
+"""Snapshot pieces sent in one turn: 200 clients that start at once must not delay those who listen."""
+SNAPSHOT_SHARED_S = 0.25
+"""Listeners that come within this time share one snapshot (sorting 100,000 entries takes 50 ms); the log brings them
+up to date."""
+SNAPSHOT_PINNED_S = 300.0
+"""How long one reader's snapshot may hold tombstones back; a slower one starts anew if it missed a deletion."""
+REBUILT_KEPT = 64
+REBUILT_REPEATED_S = 300.0
+"""A listener that returns within this time is told of rebuilds that ended while it was away."""
+CLOSING_GRACE_S = 2.0
+"""At the end, a listener that does not take its `bye` for so long is cut off."""
+
+_log = logging.getLogger(__name__)
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+
+
+class _Announcement(NamedTuple):
+    number: int
+    at: float
+    body: bytes
+
+
+class _Listener:
+    """One open stream: a cursor, and what is under way to it."""
+
+    __slots__ = (
+        "announced",
+        "blocked_since",
+        "cursor",
+        "feed",
+        "frame",
+        "opening",
+        "piece",
+        "pinned_until",
+        "queued",
+        "seen",
+        "sender",
+        "view",
+    )
+
+    def __init__(self, view: View, announced: int, opening: str | Cursor) -> None:
+        self.view = view
+        self.sender: Sender
+        self.cursor = 0
+        self.opening: str | Cursor | None = opening
+        """What begins the stream: the reason of a reset, or the cursor that is resumed."""
+        self.seen = 0
+        """The revision that the client had reached before: no snapshot may show it an older state."""
+        self.feed: SnapshotFeed | None = None
+        self.piece = 0
+        self.pinned_until: float | None = None
+        self.announced = announced
+        self.frame: Frame | None = None
+        """Under way. The cursor moves when it is delivered, not before."""
+        self.blocked_since: float | None = None
+        self.queued = False
+
+
+class EventHub:
+    """All listeners of one catalog. `run` is the broadcaster; everything is called on its loop's thread."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        complete_as_of: Callable[[], float | None],
+        coalesce_ms: float = 10,
+        heartbeat_s: float = 15,
+        max_listeners: int = 12_000,
+        send_timeout_s: float = 30,
+        sender_factory: SenderFactory = sender_for,
+    ) -> None:
+        """Args:
+        catalog: the log.
+        complete_as_of: up to when the catalog is known to be complete, in epoch seconds; shown in heartbeats.
+        coalesce_ms: least time between two rounds to all listeners.
+        heartbeat_s: time between heartbeats.
+        max_listeners: further ones get `bye` at once.
+        send_timeout_s: a listener that takes nothing for so long is cut off.
+        sender_factory: how `send()` is driven.
+        """
+        self.counts = StreamCounts()
+        self.complete_as_of = complete_as_of
+        self._catalog = catalog
+        self._coalesce_s = coalesce_ms / 1000
+        self._heartbeat_s = heartbeat_s
+        self._max_listeners = max_listeners
+        self._send_timeout_s = send_timeout_s
+        self._sender_factory = sender_factory
+        self._cache = FrameCache()
+        self._changes = Changes(catalog, self._cache)
+        self._target: int = catalog.revision
+        """Everything up to here is being sent; later changes wait for the next round."""
+        self._round_at = 0.0
+        self._round_due = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._listeners: dict[_Listener, None] = {}
+        self._live: collections.deque[_Listener] = collections.deque()
+        self._starting: collections.deque[_Listener] = collections.deque()
+        self._blocked: dict[_Listener, None] = {}
+        self._feeds: dict[tuple[str, str], tuple[float, SnapshotFeed]] = {}
+        self._number = 0
+        self._announced = 0
+        """Announcements up to here are being sent: like the target, fixed for a round, so that none overtakes the
+        changes that it speaks of."""
+        self._heartbeat = 0
+        self._progress: _Announcement | None = None
+        self._rebuilt: collections.deque[_Announcement] = collections.deque(maxlen=REBUILT_KEPT)
+        self._work = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._closing = False
+        self._tasks: asyncio.TaskGroup | None = None
+        catalog.on_publish(self._published)
+
+    def __len__(self) -> int:
+        return len(self._listeners)
+
+    # ---- what the service says -----------------------------------------------------------------------------
+
+    def announce_progress(self, done: int, total: int) -> None:
+        """Tell all listeners how far a sweep or rebuild has come, in paths; only the latest is sent."""
+        self._progress = self._announcement(sse.progress(done, total))
+        self._request_round()
+
+    def announce_rebuilt(self, token: str, revision: int) -> None:
+        """Tell all listeners that a rebuild is done, after the changes that it found (up to `revision`)."""
+        self._rebuilt.append(self._announcement(sse.rebuilt(token, revision)))
+        self._request_round()
+
+    async def run(self) -> None:
+        """Broadcast until cancelled. Listeners are accepted while this runs."""
+        try:
+            self._target = self._catalog.revision
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._keep_time())
+                while True:
+                    self._work.clear()
+                    await (asyncio.sleep(0) if self._turn() else self._work.wait())
+        finally:
+            self._closing = True
+            self._tasks = None
+            for listener in list(self._listeners):
+                self._cut_off(listener)
+
+    async def close(self) -> None:
+        """End every stream with `bye`, so that the server can drain; accept no more.
+
+        Returns when all have ended. One that does not take its `bye` within the grace is cut off.
+        """
+        self._closing = True
+        for listener in self._listeners:
+            self._enqueue(listener)
+        try:
+            async with asyncio.timeout(CLOSING_GRACE_S):
+                while self._listeners:
+                    self._gone.clear()
+                    await self._gone.wait()
+        except TimeoutError:
+            for listener in list(self._listeners):
+                self._cut_off(listener)
+
+    # ---- one listener --------------------------------------------------------------------------------------
+
+    async def serve(
+        self,
+        view: View,
+        last_event_id: str | None,
+        receive: Receive,
+        send: Send,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Serve one listener until it goes or the hub closes.
+
+        Args:
+            view: what it wants to see.
+            last_event_id: the cursor that it comes with. Any doubt about it is answered by a snapshot.
+            receive: ASGI.
+            send: ASGI.
+            headers: further response headers.
+        """
+        await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
+        if self._closing or self._tasks is None or len(self._listeners) >= self._max_listeners:
+            self.counts.turned_away += 1
+            full = len(self._listeners) >= self._max_listeners
+            await send(self._bye("too many listeners" if full else "shutdown").message)
+            return
+        listener = _Listener(view, self._announced_to(last_event_id), self._opening(view, last_event_id))
+        listener.seen = self._seen(last_event_id)
+        listener.sender = self._sender_factory(send, functools.partial(self._ready, listener), self._tasks)
+        self._listeners[listener] = None
+        self.counts.listeners = len(self._listeners)
+        self._enqueue(listener)
+        try:
+            await listener.sender.until_closed(receive)
+        finally:
+            self._forget(listener)
+
+    def _opening(self, view: View, last_event_id: str | None) -> str | Cursor:
+        """The reason why the listener gets a snapshot, or its good cursor."""
+        if not last_event_id:
+            return "start"
+        cursor = Cursor.parse(last_event_id)
+        if cursor is None:
+            return "unknown cursor"
+        if cursor.instance != self._catalog.instance:
+            return "other instance"
+        if cursor.filter_hash != view.filter_hash:
+            return "other filter"
+        if cursor.revision > self._catalog.revision:
+            return "cursor in the future"
+        if not self._catalog.can_resume(cursor.revision):
+            return "cursor too old"
+        return cursor
+
+    def _seen(self, last_event_id: str | None) -> int:
+        cursor = Cursor.parse(last_event_id or "")
+        known = cursor is not None and cursor.instance == self._catalog.instance
+        return cursor.revision if cursor is not None and known else 0
+
+    def _announced_to(self, last_event_id: str | None) -> int:
+        """Up to which announcement a new listener needs none: one that returns may have missed some."""
+        if not last_event_id:
+            return self._number
+        since = time.monotonic() - REBUILT_REPEATED_S
+        missed = [announcement.number for announcement in self._rebuilt if announcement.at >= since]
+        return missed[0] - 1 if missed else self._number
+
+    # ---- the broadcaster -----------------------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        """Serve some listeners; True when there is more to do at once."""
+        if self._round_due and not self._live:
+            self._begin_round()
+        for _ in range(min(LIVE_PER_TURN, len(self._live))):
+            self._advance(self._live.popleft())
+        for _ in range(min(PIECES_PER_TURN, len(self._starting))):
+            self._advance(self._starting.popleft())
+        return bool(self._live or self._starting or self._round_due)
+
+    def _begin_round(self) -> None:
+        self._round_due = False
+        self._round_at = asyncio.get_running_loop().time()
+        self._target = self._catalog.revision
+        self._announced = self._number
+        for listener in self._listeners:
+            self._enqueue(listener)
+
+    def _advance(self, listener: _Listener) -> None:
+        """Finish what is under way to a listener, and start the next frame; one that must wait calls back."""
+        listener.queued = False
+        if listener not in self._listeners:
+            return
+        try:
+            if listener.frame is None:
+                frame = self._next_frame(listener)
+                if frame is None:
+                    return
+                listener.frame = frame
+                delivered = listener.sender.write(frame.message)
+            else:
+                delivered = listener.sender.resume()
+        except Exception as error:  # noqa: BLE001 - whatever breaks one stream must not end the broadcaster
+            _log.warning("a live stream was cut off: %r", error, exc_info=not isinstance(error, OSError))
+            self._cut_off(listener)
+            return
+        if delivered:
+            self._delivered(listener)
+        elif listener.blocked_since is None:
+            listener.blocked_since = time.monotonic()
+            self._blocked[listener] = None
+
+    def _delivered(self, listener: _Listener) -> None:
+        frame, listener.frame = listener.frame, None
+        assert frame is not None
+        self.counts.frames_sent += 1
+        if listener.blocked_since is not None:
+            listener.blocked_since = None
+            self._blocked.pop(listener, None)
+        if frame.cursor is not None:
+            listener.cursor = frame.cursor
+        if not frame.message["more_body"]:
+            self._forget(listener)
+        elif self._has_work(listener):
+            self._enqueue(listener)
+
+    def _has_work(self, listener: _Listener) -> bool:
+        return (
+            self._closing
+            or listener.feed is not None
+            or listener.opening is not None
+            or listener.cursor < self._target
+            or listener.announced < self._announced
+        )
+
+    def _next_frame(self, listener: _Listener) -> Frame | None:
+        if self._closing:
+            return self._bye("shutdown")
+        if listener.opening is not None:
+            return self._open(listener)
+        if listener.feed is not None:
+            return self._snapshot_frame(listener, listener.feed)
+        while listener.cursor < self._target:
+            if not self._catalog.can_resume(listener.cursor):
+                return self._start_snapshot(listener, "cursor too old")
+            frame = self._changes.frame(listener.cursor, self._target, listener.view)
+            if frame.size:
+                return frame
+            assert frame.cursor is not None
+            listener.cursor = frame.cursor
+        if listener.announced < self._announced:
+            return self._announcements(listener)
+        return None
+
+    def _open(self, listener: _Listener) -> Frame:
+        opening, listener.opening = listener.opening, None
+        # Asked again: the log may have moved on between the request and this turn.
+        if isinstance(opening, Cursor):
+            if opening.instance == self._catalog.instance and self._catalog.can_resume(opening.revision):
+                return Frame.of(sse.resumed(opening), opening.revision)
+            opening = "cursor too old"
+        assert opening is not None
+        return self._start_snapshot(listener, opening)
+
+    # ---- snapshots -----------------------------------------------------------------------------------------
+
+    def _start_snapshot(self, listener: _Listener, reason: str) -> Frame:
+        feed = listener.feed = self._feed(listener.view, max(listener.seen, listener.cursor))
+        listener.piece = 0
+        self._catalog.pin(feed.revision)
+        listener.pinned_until = time.monotonic() + SNAPSHOT_PINNED_S
+        return Frame.of(sse.reset(reason))
+
+    def _snapshot_frame(self, listener: _Listener, feed: SnapshotFeed) -> Frame | None:
+        try:
+            frame = feed.piece(listener.piece)
+        except IndexError:
+            assert feed.total is not None
+            listener.feed = None
+            self._unpin(listener, feed)
+            at = Cursor(self._catalog.instance, feed.revision, feed.view.filter_hash)
+            return Frame.of(sse.complete(feed.total, feed.revision, at), feed.revision)
+        if frame is None:  # its filter is still at work
+            self._enqueue(listener)
+            return None
+        listener.piece += 1
+        return frame
+
+    def _feed(self, view: View, at_least: int) -> SnapshotFeed:
+        """A snapshot of `view`: one that was begun a moment ago, or a new one."""
+        now = time.monotonic()
+        self._feeds = {key: known for key, known in self._feeds.items() if now - known[0] <= SNAPSHOT_SHARED_S}
+        key = (self._catalog.instance, view.filter_hash)
+        known = self._feeds.get(key)
+        if known is not None and known[1].revision >= at_least and self._catalog.can_resume(known[1].revision):
+            return known[1]
+        feed = SnapshotFeed(self._catalog.snapshot(), view, self._cache)
+        self._feeds[key] = (now, feed)
+        return feed
+
+    def _unpin(self, listener: _Listener, feed: SnapshotFeed) -> None:
+        if listener.pinned_until is not None:
+            listener.pinned_until = None
+            self._catalog.unpin(Revision(feed.revision))
+
+    # ---- announcements -------------------------------------------------------------------------------------
+
+    def _announcement(self, body: bytes) -> _Announcement:
+        self._number += 1
+        return _Announcement(self._number, time.monotonic(), body)
+
+    def _announcements(self, listener: _Listener) -> Frame:
+        """Everything announced since the listener was last told; heartbeats and progress only as they are now."""
+        since, listener.announced = listener.announced, self._announced
+        at = Cursor(self._catalog.instance, listener.cursor, listener.view.filter_hash)
+        return self._cache.get(("announcements", since, self._announced, at), lambda: self._announce(since, at))
+
+    def _announce(self, since: int, at: Cursor) -> Frame:
+        news = [*self._rebuilt, *([] if self._progress is None else [self._progress])]
+        news.sort(key=lambda announcement: announcement.number)
+        bodies = [announcement.body for announcement in news if since < announcement.number <= self._announced]
+        if since < self._heartbeat:
+            bodies.append(sse.heartbeat(at, rfc3339(self.complete_as_of())))
+        return Frame.of(b"".join(bodies))
+
+    def _bye(self, reason: str) -> Frame:
+        # Spread out, so that all do not come back in the same moment.
+        spread_ms = max(2_000, len(self._listeners))
+        first_ms = 500 if reason == "shutdown" else 10_000
+        return Frame.of(sse.bye(reason, first_ms + random.randrange(spread_ms)), final=True)  # noqa: S311
+
+    # ---- wake-ups ------------------------------------------------------------------------------------------
+
+    def _published(self, _: Batch) -> None:
+        self._request_round()
+
+    def _request_round(self) -> None:
+        """Begin a round now, or when `coalesce_ms` have passed since the last one."""
+        if self._tasks is None or self._timer is not None or self._round_due:
+            return  # without a broadcaster there are no listeners
+        loop = asyncio.get_running_loop()
+        wait_s = self._round_at + self._coalesce_s - loop.time()
+        if wait_s > 0:
+            self._timer = loop.call_later(wait_s, self._round_is_due)
+        else:
+            self._round_is_due()
+
+    def _round_is_due(self) -> None:
+        self._timer = None
+        self._round_due = True
+        self._work.set()
+
+    def _enqueue(self, listener: _Listener) -> None:
+        """Have the broadcaster look at a listener, unless it waits for its client."""
+        if listener.queued or listener.blocked_since is not None:
+            return
+        listener.queued = True
+        starting = listener.feed is not None or listener.opening is not None
+        (self._starting if starting else self._live).append(listener)
+        self._work.set()
+
+    def _ready(self, listener: _Listener) -> None:
+        """A sender's call back: the message under way can go on."""
+        if listener in self._listeners and not listener.queued:
+            listener.queued = True
+            (self._starting if listener.feed is not None else self._live).append(listener)
+            self._work.set()
+
+    async def _keep_time(self) -> None:
+        beat_at = time.monotonic() + self._heartbeat_s
+        while True:
+            await asyncio.sleep(min(self._heartbeat_s, self._send_timeout_s, 4.0) / 4)
+            now = time.monotonic()
+            if now >= beat_at:
+                beat_at = now + self._heartbeat_s
+                self._number += 1
+                self._heartbeat = self._number
+                self._request_round()
+            self._check_blocked(now)
+
+    def _check_blocked(self, now: float) -> None:
+        for listener in list(self._blocked):
+            assert listener.blocked_since is not None
+            if now - listener.blocked_since >= self._send_timeout_s:
+                self.counts.timed_out += 1
+                self._cut_off(listener)
+        for listener in self._listeners:
+            if listener.feed is not None and listener.pinned_until is not None and now >= listener.pinned_until:
+                self._unpin(listener, listener.feed)
+
+    def _cut_off(self, listener: _Listener) -> None:
+        listener.sender.abandon()
+        self._forget(listener)
+
+    def _forget(self, listener: _Listener) -> None:
+        if self._listeners.pop(listener, self) is self:
+            return
+        self.counts.listeners = len(self._listeners)
+        self._blocked.pop(listener, None)
+        if listener.feed is not None:
+            self._unpin(listener, listener.feed)
+            listener.feed = None
+        self._gone.set()

@@ -1,0 +1,59 @@
+"""Answers from bytes that exist already: conditional by ETag, compressed where asked."""
+
+import gzip
+import hashlib
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+JSON = "application/json"
+COMPRESS_FROM_BYTES = 2048
+COMPRESS_IN_THREAD_FROM_BYTES = 64 << 10
+"""Compressing more takes over a millisecond; the live stream must not wait for it."""
+
+
+def etag_of(request: Request, instance: str, revision: int) -> str:
+    """The entity tag of an answer that depends on nothing but the query and the catalog's revision."""
+    query = hashlib.blake2b(request.scope["query_string"], digest_size=6).hexdigest()
+    encoding = "gzip" if accepts_gzip(request) else "identity"
+    return f'"{instance}-{revision}-{query}-{encoding}"'
+
+
+def is_current(request: Request, etag: str) -> bool:
+    """Whether the client's copy is the answer that it would get (RFC 9110, 13.1.2: weak comparison)."""
+    known = request.headers.get("if-none-match")
+    if known is None:
+        return False
+    return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+
+
+def accepts_gzip(request: Request) -> bool:
+    """Whether the client asked for gzip."""
+    for offer in request.headers.get("accept-encoding", "").split(","):
+        coding, _, weight = offer.partition(";")
+        if coding.strip().lower() in ("gzip", "*"):
+            return weight.replace(" ", "").rstrip("0.") != "q="
+    return False
+
+
+async def json_response(request: Request, body: bytes, headers: dict[str, str]) -> Response:
+    """`body` as JSON, compressed where asked and worth it."""
+    headers = headers | {"Vary": "Accept-Encoding, Authorization, Cookie"}
+    if len(body) >= COMPRESS_FROM_BYTES and accepts_gzip(request):
+        if len(body) >= COMPRESS_IN_THREAD_FROM_BYTES:
+            body = await anyio.to_thread.run_sync(_compress, body)
+        else:
+            body = _compress(body)
+        headers["Content-Encoding"] = "gzip"
+    return Response(body, headers=headers, media_type=JSON)
+
+
+def not_modified(headers: dict[str, str]) -> Response:
+    """304, with the headers that the full answer would have had."""
+    return Response(status_code=304, headers=headers | {"Vary": "Accept-Encoding, Authorization, Cookie"})
+
+
+def _compress(body: bytes) -> bytes:
+    # Level 1: 4 times faster than 6, and 15 % larger; mtime 0 keeps equal answers equal.
+    return gzip.compress(body, compresslevel=1, mtime=0)
