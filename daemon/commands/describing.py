@@ -1,5 +1,6 @@
 """Describing many checkpoints: in the worker pool, as the daemon does, or in this process where asked."""
 
+import itertools
 import os
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -14,7 +15,7 @@ from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import open_checkpoint
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
-from ckptd.validators.inspection import FileIdentity, Level
+from ckptd.validators.inspection import FileIdentity
 
 from ..logging import configure
 from ..settings import LogLevel, Settings
@@ -35,7 +36,6 @@ def describe_all(
     done: Done,
     settings: Settings,
     *,
-    level: Level = Level.STRUCTURE,
     trust_sidecar: bool = False,
     in_process: bool = False,
 ) -> None:
@@ -47,25 +47,25 @@ def describe_all(
         targets: what to describe.
         done: told of each one.
         settings: number and limits of the workers.
-        level: how much of each file to verify.
         trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
         in_process: without worker processes; a hostile file can then take the command down.
     """
-    anyio.run(_describe_all, targets, done, settings, level, trust_sidecar, in_process)
+    anyio.run(_describe_all, targets, done, settings, trust_sidecar, in_process)
 
 
 async def _describe_all(
-    targets: Sequence[Target], done: Done, settings: Settings, level: Level, trust_sidecar: bool, in_process: bool
+    targets: Sequence[Target], done: Done, settings: Settings, trust_sidecar: bool, in_process: bool
 ) -> None:
-    one = _One(level, trust_sidecar)
+    one = _One(trust_sidecar=trust_sidecar)
     if in_process:
         for target in targets:
             done(target, await one.describe(target, _in_process))
         return
     log = configure(settings.model_copy(update={"log_level": LogLevel.ERROR}))
     workers = min(settings.workers, len(targets)) or 1
-    limits = {"memory_mb": settings.worker_memory_mb, "timeout_s": settings.worker_timeout_s}
-    async with WorkerPool(workers=workers, log=log, **limits) as pool:
+    async with WorkerPool(
+        workers=workers, memory_mb=settings.worker_memory_mb, timeout_s=settings.worker_timeout_s, log=log
+    ) as pool:
         in_order = _InOrder(targets, done)
         remaining = iter(enumerate(targets))
 
@@ -81,20 +81,20 @@ async def _describe_all(
 class _One:
     """The way of one file from its path to its description."""
 
-    def __init__(self, level: Level, trust_sidecar: bool) -> None:
-        self._level = level
+    def __init__(self, *, trust_sidecar: bool) -> None:
         self._trust_sidecar = trust_sidecar
 
     async def describe(self, target: Target, describe: Describe) -> Description:
-        for _ in range(ATTEMPTS):
+        for attempt in itertools.count(1):
             try:
                 request, files, identities = await anyio.to_thread.run_sync(self._open, target)
             except OSError as error:
                 return _unopened(target, error)
             try:
                 return await describe(request, files)
-            except Changed:
-                continue
+            except Changed as error:
+                if attempt == ATTEMPTS:
+                    return failed_description(request, identities.file, finding("file.unreadable", error.message))
             except Unreadable as error:
                 return failed_description(request, identities.file, finding("file.unreadable", error.message))
             except WorkerDied as died:
@@ -102,8 +102,7 @@ class _One:
             finally:
                 for fd in files.all():
                     os.close(fd)
-        problem = finding("file.unreadable", "the file changes while it is read: somebody is writing it")
-        return failed_description(request, identities.file, problem)
+        raise AssertionError("unreachable")
 
     def _open(self, target: Target) -> tuple[DescribeRequest, OpenedFiles, Identities]:
         with opened(target.root) as root_fd:
@@ -112,7 +111,6 @@ class _One:
         request = msgspec.structs.replace(
             request,
             checkpoint_path=os.fsdecode(target.absolute),
-            level=self._level,
             trust_sidecar=self._trust_sidecar,
         )
         return request, files, identities

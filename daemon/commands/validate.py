@@ -7,7 +7,6 @@ from typing import Any
 
 from ckptd.catalog.description import Description
 from ckptd.validators.findings import Severity
-from ckptd.validators.inspection import Level
 
 from . import output
 from .describing import describe_all
@@ -16,15 +15,13 @@ from .flags import add_setting_flags, settings_from
 from .targets import Target, find_targets
 
 _LIMITS = ("suffixes", "workers", "worker_memory_mb", "worker_timeout_s", "config")
-_LEVELS = {"structure": Level.STRUCTURE, "checksum": Level.CHECKSUM, "weights": Level.WEIGHTS}
 _COLUMNS = ("checkpoint", "verdict", "verified", "safety", "parameters", "size", "findings")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Paths, level, form of the answer, limits of the workers."""
-    parser.usage = "ckptd validate PATH [PATH ...] [--level LEVEL] [--json] [settings]"
+    """Paths, form of the answer, limits of the workers."""
+    parser.usage = "ckptd validate PATH [PATH ...] [--json] [settings]"
     parser.add_argument("paths", nargs="+", metavar="PATH", help="checkpoints, or directories that hold them")
-    parser.add_argument("--level", choices=tuple(_LEVELS), default="structure", help="how much of each file to verify")
     parser.add_argument("--in-process", action="store_true", help="parse in this process instead of sandboxed workers")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     add_setting_flags(parser, _LIMITS)
@@ -42,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
                 report.add(target, description)
                 progress.advance()
 
-            describe_all(targets.found, done, settings, level=_LEVELS[options.level], in_process=options.in_process)
+            describe_all(targets.found, done, settings, in_process=options.in_process)
     report.finish()
     for problem in targets.problems:
         print(f"ckptd: {output.printable(problem)}", file=sys.stderr)
