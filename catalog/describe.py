@@ -268,7 +268,7 @@ def _assemble(
         config_identity=config.identity,
         config_path=None if request.config_name is None else shown_path(request.config_name)[0],
         config=config.value,
-        user={} if chosen is None or status is SidecarStatus.OURS else chosen.user,
+        user={} if chosen is None else chosen.user,
     )
 
 

@@ -240,6 +240,7 @@ def _replace(directory_fd: int, temporary: bytes, name: bytes) -> bool:
     if before is None or not is_ours(before):
         raise FileExistsError(errno.EEXIST, "a file of somebody else is there; it is not replaced")
     swap = swap_name(name)
+    mine = os.stat(temporary, dir_fd=directory_fd, follow_symlinks=False).st_ino
     rename_no_replace(directory_fd, temporary, swap)
     try:
         if not exchange(directory_fd, swap, name):
@@ -252,9 +253,26 @@ def _replace(directory_fd: int, temporary: bytes, name: bytes) -> bool:
         raise
     if _unlink_ours(directory_fd, swap):
         return True
-    exchange(directory_fd, swap, name)
-    rename_no_replace(directory_fd, swap, temporary)
+    if _put_back(directory_fd, swap, name, mine):
+        rename_no_replace(directory_fd, swap, temporary)
     raise FileExistsError(errno.EEXIST, "somebody else put a file there meanwhile; it is not replaced")
+
+
+def _put_back(directory_fd: int, swap: bytes, name: bytes, mine: int) -> bool:
+    """Undo an exchange that took a stranger's file out of its place; True if our own file came out again.
+
+    If yet another file was put there in between, the newest keeps the place and the other one stays as the swap file.
+    """
+    try:
+        exchange(directory_fd, swap, name)
+    except FileNotFoundError:  # our own file was taken away meanwhile
+        with contextlib.suppress(FileExistsError):
+            rename_no_replace(directory_fd, swap, name)
+        return False
+    if os.stat(swap, dir_fd=directory_fd, follow_symlinks=False).st_ino == mine:
+        return True
+    exchange(directory_fd, swap, name)
+    return False
 
 
 def _remove(directory_fd: int, name: bytes) -> bool:
@@ -264,7 +282,8 @@ def _remove(directory_fd: int, name: bytes) -> bool:
     swap = swap_name(name)
     rename_no_replace(directory_fd, name, swap)
     if not _unlink_ours(directory_fd, swap):
-        rename_no_replace(directory_fd, swap, name)
+        with contextlib.suppress(FileExistsError):  # its owner has put a newer one there
+            rename_no_replace(directory_fd, swap, name)
         return False
     _sync_directory(directory_fd)
     return True
