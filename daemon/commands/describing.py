@@ -50,7 +50,11 @@ def describe_all(
         trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
         in_process: without worker processes; a hostile file can then take the command down.
     """
-    anyio.run(_describe_all, targets, done, settings, trust_sidecar, in_process)
+    try:
+        anyio.run(_describe_all, targets, done, settings, trust_sidecar, in_process)
+    except BaseExceptionGroup as group:
+        # A task group wraps what `done` raised (a closed pipe); the caller wants that itself.
+        raise _first(group) from None
 
 
 async def _describe_all(
@@ -130,6 +134,12 @@ class _InOrder:
         while self._next in self._waiting:
             self._done(self._targets[self._next], self._waiting.pop(self._next))
             self._next += 1
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _in_process(request: DescribeRequest, files: OpenedFiles) -> Description:

@@ -111,13 +111,13 @@ def writing_in(roots: Sequence[Root]) -> Iterator[None]:
 
 def _scan(root: Root, suffixes: Sequence[str]) -> tuple[list[Target], list[str]]:
     with opened(root) as root_fd:
-        report = scan_tree(root, root_fd, suffixes=tuple(suffixes))
-    targets = [Target(root, found.path) for found in report.found if found.link is None]
+        scan = scan_tree(root, root_fd, suffixes=tuple(suffixes))
+    targets = [Target(root, found.path) for found in scan.found if found.link is None]
     problems = [
-        f"{os.fsdecode(root.join(directory))}: cannot be listed ({error})"
-        for directory, error in report.unreachable.items()
+        f"{os.fsdecode(root.join(directory))}: cannot be looked at ({error.strerror})"
+        for directory, error in scan.unreachable.items()
     ]
-    return sorted(targets), problems
+    return sorted(targets, key=lambda target: target.path), problems
 
 
 def _is_locked_above(path: bytes) -> bool:

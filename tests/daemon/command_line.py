@@ -1,0 +1,57 @@
+"""Running `ckptd` as its users do: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CKPTD = str(Path(sys.executable).with_name("ckptd"))
+TIMEOUT_S = 50
+
+
+def environment(home: Path, **extra: str) -> dict[str, str]:
+    """The environment of a person who has set nothing."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("CKPTD_", "XDG_"))}
+    kept.pop("STATE_DIRECTORY", None)
+    return kept | {"HOME": str(home)} | extra
+
+
+def ckptd(
+    *arguments: str | Path, home: Path, cwd: Path | None = None, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end."""
+    return subprocess.run(
+        [CKPTD, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+        cwd=home,
+        env=environment(home, **extra),
+    )
+
+
+def ckptd_json(*arguments: str | Path, home: Path, status: int = 0) -> Any:
+    """The JSON of a run with `--json`, which must end with `status`."""
+    result = ckptd(*arguments, "--json", home=home)
+    assert result.returncode == status, result.stderr
+    return json.loads(result.stdout)
+
+
+def save(path: Path, *, epoch: int = 1, names: Sequence[str] = ("encoder.weight", "head.bias")) -> Path:
+    """A small checkpoint, by torch.save."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": epoch, "global_step": 10, "state_dict": {name: torch.ones(4, 4) for name in names}}, path)
+    return path
+
+
+def damage(path: Path) -> Path:
+    """Cut the file off in its middle, long ago."""
+    os.truncate(path, path.stat().st_size // 2)
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    return path
