@@ -153,6 +153,10 @@ class Completeness(Generic[Key]):
         if not waiting:
             self._awaited.pop(key, None)
 
+    def proved(self, root: str) -> float | None:
+        """Start of the last sweep of `root` that is a proof, without regard to attribute caches."""
+        return self._proved[root]
+
     def complete_as_of(self, root: str) -> float | None:
         """What happened in `root` before this is in the catalog; epoch seconds, None if nothing is proved."""
         proved = self._proved[root]
@@ -173,7 +177,8 @@ class Completeness(Generic[Key]):
             waiting = self._awaited.setdefault(key, {})
             if ticket not in waiting:
                 ticket.outstanding += 1
-            waiting[ticket] = 2 if key in under_way else 1
+            # Told of twice, a key keeps the greater demand: a look that began before the sweep never counts.
+            waiting[ticket] = max(waiting.get(ticket, 0), 2 if key in under_way else 1)
 
     def settle(self, ticket: Ticket[Key]) -> None:
         """Take a ticket for what it has become: a proof, a failure, or neither yet."""

@@ -128,7 +128,8 @@ def test_a_look_that_was_under_way_when_the_sweep_began_does_not_count() -> None
     """It may have seen what was there before."""
     completeness = Completeness[str]([A])
     ticket = completeness.begin(A, 100)
-    ticket.expects(["x", "y"], under_way={"x"})
+    ticket.expects(["x"], under_way={"x"})
+    ticket.expects(["x", "y"])
     ticket.ended(True)
     completeness.looked("x")
     completeness.looked("y")
@@ -162,6 +163,7 @@ def test_the_attribute_cache_of_a_network_filesystem_is_taken_off() -> None:
     begin(completeness, A, 100)
     begin(completeness, B, 90)
     assert completeness.overall() == 40
+    assert completeness.proved(A) == 100
 
 
 def test_sweeps_whose_suspects_are_never_looked_at_do_not_add_up() -> None:
