@@ -212,25 +212,28 @@ def _from_sidecar(request: DescribeRequest, files: OpenedFiles, sidecars: Sequen
 def _opened(
     top: bytes, absolute: bytes, relative_path: bytes, level: Level
 ) -> Iterator[tuple[DescribeRequest, OpenedFiles]]:
+    """As `opening.open_checkpoint`, but following a link that the caller named, wherever it leads."""
     with contextlib.ExitStack() as stack:
-
-        def keep(fd: int) -> int:
-            stack.callback(os.close, fd)
-            return fd
-
-        root_fd = keep(os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        root_fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root_fd)
         found = find_companions(DirectFiles(root_fd), relative_path)
-        checkpoint = keep(os.open(absolute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
+        checkpoint = os.open(absolute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        stack.callback(os.close, checkpoint)
+        beside = {}
+        for name in (*found.sidecars, *filter(None, [found.config])):
+            with contextlib.suppress(OSError):  # what cannot be opened counts as absent
+                beside[name] = open_beneath(root_fd, name)
+                stack.callback(os.close, beside[name])
         request = DescribeRequest(
             checkpoint_path=shown_path(absolute)[0],
             relative_path=relative_path,
             level=level,
-            sidecar_names=found.sidecars,
-            config_name=found.config,
+            sidecar_names=tuple(name for name in found.sidecars if name in beside),
+            config_name=found.config if found.config in beside else None,
             run_failed=found.run_failed,
         )
-        config = None if found.config is None else keep(open_beneath(root_fd, found.config))
-        sidecars = tuple(keep(open_beneath(root_fd, name)) for name in found.sidecars)
+        sidecars = tuple(beside[name] for name in request.sidecar_names)
+        config = None if request.config_name is None else beside[request.config_name]
         yield request, OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config)
 
 

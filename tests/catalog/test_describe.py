@@ -181,6 +181,14 @@ def test_without_a_root_the_run_directory_is_found_all_the_same(checkpoint: Path
     assert (found.metadata.exp_name, found.metadata.checkpoint_path) == ("configured", str(checkpoint))
 
 
+def test_a_link_to_a_checkpoint_is_described_in_its_own_place(checkpoint: Path, tmp_path: Path) -> None:
+    link = tmp_path / "picked/best.ckpt"
+    link.parent.mkdir()
+    link.symlink_to(checkpoint)
+    assert described(link, tmp_path).metadata.exp_name == "picked"
+    assert described(link, tmp_path).metadata.training.epoch == 0
+
+
 def test_a_name_that_is_not_utf8_is_described(tmp_path: Path) -> None:
     import msgspec
 

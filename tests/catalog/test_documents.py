@@ -5,7 +5,7 @@ import json
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptd.catalog.documents import MAX_BYTES, MAX_DEPTH, MAX_NODES, DocumentError, load_document
@@ -104,11 +104,13 @@ PLAIN = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(PLAIN)
 def test_json_reads_back_as_it_was(value: object) -> None:
     assert load_document(json.dumps(value).encode(), is_json=True) == value
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text("[]{}:,-?&*!|>'\"#%@ \nab1.~", max_size=200).map(str.encode), st.booleans())
 def test_any_bytes_are_plain_data_or_a_document_error(data: bytes, is_json: bool) -> None:
     try:

@@ -1,7 +1,7 @@
 """A file name's numbers belong to whom they are named for, or to nobody."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptd.catalog.file_names import parse_file_name, stem_of
@@ -65,6 +65,7 @@ def test_a_number_after_a_dash_is_no_metric_unless_its_name_is_a_measure() -> No
     assert parse_file_name(b"resnet-50_step-100.ckpt").metrics == {}
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=255))
 def test_any_bytes_are_a_name(name: bytes) -> None:
     facts = parse_file_name(name)
@@ -72,6 +73,7 @@ def test_any_bytes_are_a_name(name: bytes) -> None:
     assert stem_of(name) == name or name.startswith(stem_of(name) + b".")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**12), st.floats(-1e6, 1e6, allow_nan=False), st.sampled_from("efg"))
 def test_lightnings_names_read_back_what_was_formatted(epoch: int, step: int, loss: float, form: str) -> None:
     value = f"{loss:.6{form}}"

@@ -5,7 +5,7 @@ import math
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptd.catalog.description import CheckpointMetadata, Metrics, Training
@@ -135,6 +135,7 @@ def test_metrics_that_are_not_finite_are_dropped() -> None:
 NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.floats(allow_nan=False, allow_infinity=False), max_size=5), NAMES, NAMES)
 def test_any_metadata_survives_its_file(metrics: dict[str, float], exp_name: str, note: str) -> None:
     """Every value reads back, every key is written, and PyYAML's own reader sees the same document."""
@@ -149,6 +150,7 @@ def test_any_metadata_survives_its_file(metrics: dict[str, float], exp_name: str
     assert document["user"] == {note: note}
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
