@@ -45,6 +45,7 @@ def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCT
         Changed: the file was modified during each of three attempts.
         ValueError: `level` is not available.
     """
+    _check_level(level)
     for attempt in itertools.count(1):
         fd = _open(path)
         try:
@@ -70,13 +71,17 @@ def inspect_opened(fd: int, checkpoint_path: str, level: Level = Level.STRUCTURE
         Unreadable: the system refused to read, or it is no regular file.
         ValueError: `level` is not available.
     """
-    if level is not Level.STRUCTURE:
-        raise ValueError(f"level {str(level)!r} is not available yet; use 'structure'")
+    _check_level(level)
     reader = FileReader(fd)
     with _no_garbage_collection():
         inspection = _inspect(reader, checkpoint_path)
     reader.check_unchanged()
     return inspection
+
+
+def _check_level(level: Level) -> None:
+    if level is not Level.STRUCTURE:
+        raise ValueError(f"level {str(level)!r} is not available yet; use 'structure'")
 
 
 def _open(path: str | os.PathLike[str]) -> int:

@@ -237,7 +237,6 @@ def _refuse_end(source: Source, directory: Directory, surplus: int, following: i
     It may also be that of an archive *inside* a tensor of a file that is still being written: then its offsets count
     from the inner archive's start, and nothing is wrong but that the bytes to come are missing.
     """
-    at_its_place = source.read(directory.offset, 4) if surplus > 0 else b""
     if following < 0:
         raise Incomplete(f"the archive's comment lacks {-following} bytes: it is still being written or was cut short")
     if surplus < 0:
@@ -247,11 +246,23 @@ def _refuse_end(source: Source, directory: Directory, surplus: int, following: i
         )
     if surplus == 0:
         raise Corrupt("archive.trailing_data", f"{following} bytes follow the end of the archive")
-    if at_its_place == _CENTRAL_MARK and following == 0:
-        raise Corrupt("archive.malformed", f"{surplus} bytes lie between the directory and the end record")
-    if surplus >= _END.size and source.read(surplus - _END.size, 4) == _END_MARK:
+    if _is_end(source, surplus):
         raise Corrupt("archive.trailing_data", f"another archive follows the first one, which ends at byte {surplus}")
+    if following == 0 and source.read(directory.offset, 4) == _CENTRAL_MARK:
+        raise Corrupt("archive.malformed", f"{surplus} bytes lie between the directory and the end record")
     raise Incomplete("the only end record belongs to an archive inside this one, which is still being written")
+
+
+def _is_end(source: Source, position: int) -> bool:
+    """Whether an archive that begins where the file begins ends at `position`."""
+    record = source.read(position - _END.size, _END.size) if position >= _END.size else b""
+    if record[:4] != _END_MARK or record[-2:] != b"\0\0":
+        return False
+    try:
+        directory, directory_end = _read_end(source, position - _END.size, _END.unpack(record))
+    except Corrupt:
+        return False
+    return directory.offset + directory.size == directory_end
 
 
 def _parse_entries(data: bytes, count: int) -> tuple[list[bytes], _Columns]:
