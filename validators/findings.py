@@ -111,6 +111,7 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         _W,
         "no training config was found near the checkpoint; keep .hydra/ or config.yaml with the run",
     ),
+    "config.invalid": (_W, "the training config cannot be read; fix it, nothing of it is used until then"),
     "link.dangling": (_W, "the link's target does not exist: remove the link or restore the target"),
     "run.failed": (_W, "a .FAILURE file lies beside the checkpoint: the run did not end well"),
     "worker.crashed": (
