@@ -1,0 +1,119 @@
+"""ListedFiles: files beneath a root as a walk has just listed them, so that absent names cost no system call."""
+
+import collections
+import os
+import stat
+from collections.abc import Collection, Sequence
+
+from .experiment import (
+    SIDECAR_SUFFIXES,
+    STEM_CONFIGS,
+    Companions,
+    DirectFiles,
+    directory_config,
+    find_companions,
+    run_failed,
+)
+from .file_names import stem_of
+
+NAMES_KEPT = 200_000
+"""Names in remembered directories, the latest ones; about 100 bytes each."""
+STATUSES_KEPT = 20_000
+
+
+class ListedFiles(DirectFiles):
+    """A view that remembers listings and statuses. Made for one walk and thrown away with it.
+
+    It answers as `DirectFiles` would have at some moment of the walk.
+    """
+
+    def __init__(self, root_fd: int) -> None:
+        super().__init__(root_fd)
+        self._listings: collections.OrderedDict[bytes, frozenset[bytes] | None] = collections.OrderedDict()
+        self._names = 0
+        self._statuses: dict[bytes, os.stat_result | None] = {}
+        self._shared: dict[bytes, tuple[bytes | None, bool]] = {}
+
+    def remember(self, directory: bytes, names: Collection[bytes]) -> None:
+        """Take over a listing that somebody made anyway."""
+        self._keep(directory, frozenset(names))
+
+    def names_of(self, directory: bytes) -> frozenset[bytes]:
+        """The names in a directory, as a set; empty where it does not exist or is a link."""
+        return self._listing(directory) or frozenset()
+
+    def names(self, relative_directory: bytes) -> Sequence[bytes]:
+        """As `Files.names`."""
+        listing = self._listing(relative_directory)
+        return super().names(relative_directory) if listing is None else tuple(listing)
+
+    def status(self, relative_path: bytes) -> os.stat_result | None:
+        """As `Files.status`."""
+        directory, _, name = relative_path.rpartition(b"/")
+        listing = self._listing(directory)
+        if listing is not None and name not in listing:
+            return None
+        if relative_path not in self._statuses:
+            if len(self._statuses) >= STATUSES_KEPT:
+                self._statuses.clear()
+            self._statuses[relative_path] = super().status(relative_path)
+        return self._statuses[relative_path]
+
+    def companions(self, relative_path: bytes) -> Companions:
+        """As `find_companions`, but what all checkpoints of a directory share is found once: five times as fast.
+
+        Raises:
+            OSError: the disk could not say.
+        """
+        directory, _, name = relative_path.rpartition(b"/")
+        listing = self._listing(directory)
+        if listing is None:
+            return find_companions(self, relative_path)
+        prefix = directory + b"/" if directory else b""
+        stem = stem_of(name)
+        bases = (name,) if stem == name else (name, stem)
+        sidecars = [base + end for end in SIDECAR_SUFFIXES for base in bases if base + end in listing]
+        configs = (stem + end for end in STEM_CONFIGS if stem + end in listing)
+        config, failed = self._shared_by(directory)
+        return Companions(
+            sidecars=tuple(prefix + name for name in sidecars if self._is_file(prefix + name)),
+            config=next((prefix + name for name in configs if self._is_file(prefix + name)), config),
+            run_failed=failed,
+        )
+
+    def _shared_by(self, directory: bytes) -> tuple[bytes | None, bool]:
+        if directory not in self._shared:
+            if len(self._shared) >= STATUSES_KEPT:
+                self._shared.clear()
+            self._shared[directory] = directory_config(self, directory), run_failed(self, directory)
+        return self._shared[directory]
+
+    def _is_file(self, path: bytes) -> bool:
+        status = self.status(path)
+        return status is not None and stat.S_ISREG(status.st_mode)
+
+    def _listing(self, directory: bytes) -> frozenset[bytes] | None:
+        """The names in a directory; None where only the disk itself can tell (a link, or beneath one)."""
+        if directory in self._listings:
+            self._listings.move_to_end(directory)
+            return self._listings[directory]
+        if directory:
+            above, _, name = directory.rpartition(b"/")
+            listing = self._listing(above)
+            if listing is None:
+                return None
+            if name not in listing:
+                return frozenset()
+        return self._keep(directory, self._read(directory))
+
+    def _read(self, directory: bytes) -> frozenset[bytes] | None:
+        names = super().names(directory)
+        return frozenset(names) if names else None
+
+    def _keep(self, directory: bytes, names: frozenset[bytes] | None) -> frozenset[bytes] | None:
+        self._listings[directory] = names
+        self._names += len(names or ()) + 1
+        while self._names > NAMES_KEPT and len(self._listings) > 1:
+            _, forgotten = self._listings.popitem(last=False)
+            self._names -= len(forgotten or ()) + 1
+        return names
