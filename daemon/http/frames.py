@@ -16,8 +16,8 @@ FIRST_BATCH = 32
 NEXT_BATCH = 500
 """Entries of each further piece: about 300 KB, 0.2 ms to hand to the kernel."""
 CHANGES_PER_FRAME = 500
-SCAN_PER_TURN = 4_000
-"""Entries that a snapshot's filter looks at before the event loop gets its turn (about 1 ms)."""
+SCAN_PER_TURN = 1_500
+"""Entries that a snapshot's filter looks at before the event loop gets its turn (1.5 ms)."""
 CACHE_BYTES = 32 << 20
 
 

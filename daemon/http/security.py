@@ -116,7 +116,7 @@ class AccessPolicy:
         elif sys.stderr.isatty():
             log.info("readers need the token; open this link", link=self.link(url))
         else:
-            log.info("readers need the token; `ckptd token` prints the link", url=url)
+            log.info("readers need the token; `ckptd token` prints it", url=url)
 
     def reload(self) -> None:
         """Read the token again (SIGHUP); cookies made from the old one end.
@@ -145,7 +145,7 @@ class AccessPolicy:
             raise ProblemError(
                 401,
                 "this catalog is read with a token",
-                remedy="send `Authorization: Bearer <token>`, or open the link that `ckptd token` prints",
+                remedy="send `Authorization: Bearer <token>`, or open /?token=<token> in a browser; `ckptd token` prints it",
                 field="Authorization",
                 headers={"WWW-Authenticate": 'Bearer realm="ckptd"'},
             )
@@ -167,7 +167,7 @@ class AccessPolicy:
         self._check_host({name: value.decode("latin-1") for name, value in scope["headers"]})
         if not _equal(given[0], self._token):
             raise ProblemError(
-                401, "the token in the link is wrong", remedy="open the link that `ckptd token` prints", field="token"
+                401, "the token in the link is wrong", remedy="take the one that `ckptd token` prints", field="token"
             )
         rest = urlencode([(name, value) for name, value in query if name != "token"])
         home = scope.get("root_path", "") + "/"

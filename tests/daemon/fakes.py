@@ -29,8 +29,8 @@ DEADLINE_S = 15.0
 class FakeBackend:
     """What HTTP asks of a service, without files, workers and state."""
 
-    def __init__(self, settings: Settings, **hub_options: Any) -> None:
-        self.catalog = Catalog("testing")
+    def __init__(self, settings: Settings, catalog: Catalog | None = None, **hub_options: Any) -> None:
+        self.catalog = catalog or Catalog("testing")
         self.settings = settings
         self.metrics = Metrics()
         self.hub = EventHub(self.catalog, complete_as_of=lambda: COMPLETE_AS_OF, **hub_options)
@@ -117,6 +117,7 @@ class Server:
     def __init__(self, app: CatalogApp, address: tuple[str, int] | str) -> None:
         self.app = app
         self.address = address
+        self.listeners: list[RawListener] = []
 
     @property
     def url(self) -> str:
@@ -135,6 +136,7 @@ class Server:
         else:
             reader, writer = await asyncio.open_connection(*self.address)
         listener = RawListener(reader, writer)
+        self.listeners.append(listener)
         await listener.ask(f"/checkpoints/events{query}", headers)
         return listener
 
@@ -192,10 +194,13 @@ async def serving(
         hub = tasks.create_task(backend.hub.run())
         tasks.create_task(server.serve([listener]))
         await until(lambda: server.started)
+        running = Server(app, listener.getsockname())
         try:
-            yield Server(app, listener.getsockname())
+            yield running
         finally:
             await backend.hub.close()
+            for connection in running.listeners:
+                await connection.close()
             server.should_exit = True
             hub.cancel()
 
