@@ -29,9 +29,9 @@ def lightning_file(path: Path) -> None:
     class Tiny(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.save_hyperparameters({"lr": 0.1, "width": 16})
-            self.encoder = torch.nn.Linear(32, 16)
-            self.head = torch.nn.Linear(16, 1)
+            self.save_hyperparameters({"lr": 0.1, "width": 40})
+            self.encoder = torch.nn.Linear(32, 40)
+            self.head = torch.nn.Linear(40, 1)
 
         def training_step(self, batch: list[torch.Tensor], _index: int) -> torch.Tensor:
             return self.head(self.encoder(batch[0])).square().mean()
