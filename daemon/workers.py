@@ -38,11 +38,13 @@ from .answers import (
     UnreadableAnswer,
     decode_answer,
 )
-from .zygote import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PROGRESS, Limits
+from .child import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PROGRESS, Limits
 from .zygote_process import ZYGOTE_COMMAND, ZygoteError, ZygoteGone, ZygoteProcess, start_zygote
 
 BATCH_JOBS = 16
 """Jobs of one child at most. A fork costs as much as describing two or three small files."""
+STANDBY = 4
+"""Children that wait ahead of the work, at most; each holds a few megabytes of its own."""
 STALL_S = 0.25
 """After so long without progress, the jobs that wait behind a slow one go back to the queue."""
 GRACE_S = 1.0
@@ -212,7 +214,7 @@ class WorkerPool:
         command: Sequence[str] = ZYGOTE_COMMAND,
     ) -> None:
         self._workers = workers
-        self._limits = Limits(memory_mb << 20, timeout_s, max_answer_mb << 20)
+        self._limits = Limits(memory_mb << 20, timeout_s, max_answer_mb << 20, min(workers, STANDBY))
         self._log = log
         self._command = command
         self._batches = itertools.count(1)

@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from .answers import Ended, FromZygote, Killed, Ready, Refused, ToZygote
-from .zygote import MAX_MESSAGE_BYTES, Limits
+from .child import MAX_MESSAGE_BYTES, Limits
 
 ZYGOTE_COMMAND = (sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-m", "ckptd.daemon.zygote")
 """Isolated: neither the environment, the working directory nor a user's site-packages reach it. Warnings are silent

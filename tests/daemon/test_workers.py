@@ -17,7 +17,7 @@ from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import Severity
 
 from .worker_jobs import FORBIDDEN, opened
-from .worker_pools import children_of, describe, descriptors_of, make_pool, until
+from .worker_pools import at_work, children_of, describe, descriptors_of, make_pool, until
 
 pytestmark = pytest.mark.anyio
 
@@ -111,8 +111,8 @@ async def test_a_child_that_never_ends_is_ended_at_the_time_limit(tmp_path: path
 async def test_a_stopped_child_is_ended_by_the_pool(tmp_path: pathlib.Path) -> None:
     async with make_pool(timeout_s=0.5) as pool, anyio.create_task_group() as tasks:
         tasks.start_soon(_expect_death, pool, tmp_path / "bad.ckpt", Death.LIMIT_WALL)
-        await until(lambda: bool(children_of(pool.zygote_pid)), "a child runs")
-        os.kill(children_of(pool.zygote_pid)[0], signal.SIGSTOP)
+        await until(lambda: bool(at_work(pool.zygote_pid)), "a child runs")
+        os.kill(at_work(pool.zygote_pid)[0], signal.SIGSTOP)
 
 
 async def _expect_death(pool, path: pathlib.Path, how: Death) -> None:
@@ -134,7 +134,8 @@ async def test_what_parsing_never_needs_ends_the_child(tmp_path: pathlib.Path, a
 async def test_a_child_holds_the_job_s_descriptors_and_no_other(tmp_path: pathlib.Path) -> None:
     async with make_pool() as pool:
         description = await describe(pool, tmp_path / "a.ckpt", "descriptors")
-    assert description.config == [0, 1, 2]
+    null, own = "/dev/null", ["file", "pipe", "file"]
+    assert description.config == [null] * 3 + own
 
 
 async def test_one_bad_file_among_many_fails_alone(tmp_path: pathlib.Path) -> None:
@@ -162,10 +163,10 @@ async def test_one_bad_file_among_many_fails_alone(tmp_path: pathlib.Path) -> No
 
 async def test_files_behind_a_slow_one_do_not_wait_for_it(tmp_path: pathlib.Path) -> None:
     answered: list[int] = []
-    slow_answers: list[object] = []
+    slow_answers: list[str] = []
 
     async def slow() -> None:
-        slow_answers.append((await describe(pool, tmp_path / "slow.ckpt", "wait")).config)
+        slow_answers.append((await describe(pool, tmp_path / "slow.ckpt", "wait")).inspection.checkpoint_path)
 
     async def quick(index: int) -> None:
         await describe(pool, tmp_path / f"{index}.ckpt", "ok")
@@ -178,64 +179,66 @@ async def test_files_behind_a_slow_one_do_not_wait_for_it(tmp_path: pathlib.Path
         await until(lambda: len(answered) == 40, "all quick files are answered")
         assert slow_answers == []
         (tmp_path / "slow.ckpt").write_text("done")
-    assert slow_answers == ["waited"]
+    assert slow_answers == [str(tmp_path / "slow.ckpt")]
 
 
 async def test_a_killed_child_s_file_is_tried_once_more(tmp_path: pathlib.Path) -> None:
     """The kernel, out of memory, may have taken the wrong one."""
-    outcome: list[object] = []
+    outcome: list[str] = []
 
     async def wait() -> None:
-        outcome.append((await describe(pool, tmp_path / "a.ckpt", "wait")).config)
+        outcome.append((await describe(pool, tmp_path / "a.ckpt", "wait")).inspection.checkpoint_path)
 
     async with make_pool() as pool, anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        await until(lambda: bool(children_of(pool.zygote_pid)), "a child runs")
-        first = children_of(pool.zygote_pid)
+        await until(lambda: bool(at_work(pool.zygote_pid)), "a child runs")
+        first = at_work(pool.zygote_pid)
         os.kill(first[0], signal.SIGKILL)
-        await until(lambda: children_of(pool.zygote_pid) not in ([], first), "another child runs")
+        await until(lambda: at_work(pool.zygote_pid) not in ([], first), "another child runs")
         await describe(pool, tmp_path / "b.ckpt", "ok")
         (tmp_path / "a.ckpt").write_text("done")
-    assert outcome == ["waited"]
+    assert outcome == [str(tmp_path / "a.ckpt")]
     assert pool.crashes == 1
 
 
 async def test_a_file_whose_child_is_killed_twice_is_given_up(tmp_path: pathlib.Path) -> None:
     async with make_pool() as pool, anyio.create_task_group() as tasks:
         tasks.start_soon(_expect_death, pool, tmp_path / "bad.ckpt", Death.KILLED)
-        await until(lambda: bool(children_of(pool.zygote_pid)), "a child runs")
-        first = children_of(pool.zygote_pid)
+        await until(lambda: bool(at_work(pool.zygote_pid)), "a child runs")
+        first = at_work(pool.zygote_pid)
         os.kill(first[0], signal.SIGKILL)
-        await until(lambda: children_of(pool.zygote_pid) not in ([], first), "another child runs")
-        os.kill(children_of(pool.zygote_pid)[0], signal.SIGKILL)
+        await until(lambda: at_work(pool.zygote_pid) not in ([], first), "another child runs")
+        os.kill(at_work(pool.zygote_pid)[0], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_dead_zygote_is_replaced_and_its_files_are_tried_again(
     tmp_path: pathlib.Path, how: signal.Signals
 ) -> None:
-    outcome: list[object] = []
+    outcome: list[str] = []
 
     async def wait(name: str) -> None:
-        outcome.append((await describe(pool, tmp_path / name, "wait")).config)
+        await describe(pool, tmp_path / name, "wait")
+        outcome.append(name)
 
     async with make_pool() as pool, anyio.create_task_group() as tasks:
         tasks.start_soon(wait, "a.ckpt")
         tasks.start_soon(wait, "b.ckpt")
         zygote = pool.zygote_pid
-        await until(lambda: len(children_of(zygote)) == 2, "both children run")
+        await until(lambda: len(at_work(zygote)) == 2, "both children run")
         os.kill(zygote, how)
         await until(lambda: pool.zygote_pid not in (None, zygote), "another zygote is there")
+        await until(lambda: len(at_work(pool.zygote_pid)) == 2, "its children have taken over both files")
         (tmp_path / "a.ckpt").write_text("done")
         (tmp_path / "b.ckpt").write_text("done")
-    assert outcome == ["waited", "waited"]
+    assert sorted(outcome) == ["a.ckpt", "b.ckpt"]
 
 
 async def test_a_file_that_loses_two_zygotes_is_given_up(tmp_path: pathlib.Path) -> None:
     async with make_pool() as pool, anyio.create_task_group() as tasks:
         tasks.start_soon(_expect_death, pool, tmp_path / "bad.ckpt", Death.KILLED)
         for _ in range(2):
-            await until(lambda: pool.zygote_pid and bool(children_of(pool.zygote_pid)), "a child runs")
+            await until(lambda: pool.zygote_pid and bool(at_work(pool.zygote_pid)), "a child runs")
             os.kill(pool.zygote_pid, signal.SIGKILL)
             dead = pool.zygote_pid
             await until(lambda dead=dead: pool.zygote_pid not in (None, dead), "another zygote is there")
@@ -251,9 +254,9 @@ async def test_a_stuck_zygote_is_replaced(tmp_path: pathlib.Path, monkeypatch: p
 
 async def test_no_descriptor_is_left_after_a_thousand_files(tmp_path: pathlib.Path) -> None:
     async def at_rest() -> tuple[int, int]:
-        await until(lambda: not children_of(pool.zygote_pid) and not pool.in_flight, "no child runs")
+        await until(lambda: not at_work(pool.zygote_pid) and not pool.in_flight, "no child runs")
         await describe(pool, tmp_path / "c.ckpt", "ok")
-        await until(lambda: not children_of(pool.zygote_pid), "no child runs")
+        await until(lambda: not at_work(pool.zygote_pid), "no child runs")
         return descriptors_of(os.getpid()), descriptors_of(pool.zygote_pid)
 
     async with make_pool(workers=1) as pool:
@@ -275,7 +278,7 @@ async def test_who_stops_waiting_may_close_its_files(tmp_path: pathlib.Path) -> 
         async with anyio.create_task_group() as tasks:
             for index in range(50):
                 tasks.start_soon(describe, pool, tmp_path / f"{index}.ckpt", "wait")
-            await until(lambda: bool(children_of(pool.zygote_pid)), "a child runs")
+            await until(lambda: bool(at_work(pool.zygote_pid)), "a child runs")
             for index in range(50):
                 (tmp_path / f"{index}.ckpt").write_text("done")
             tasks.cancel_scope.cancel()
@@ -293,7 +296,7 @@ async def test_callers_are_told_when_the_pool_ends(tmp_path: pathlib.Path) -> No
 
     async with anyio.create_task_group() as tasks, make_pool() as pool:
         tasks.start_soon(wait)
-        await until(lambda: bool(children_of(pool.zygote_pid)), "a child runs")
+        await until(lambda: bool(at_work(pool.zygote_pid)), "a child runs")
     assert told == [PoolClosed]
     with pytest.raises(PoolClosed):
         await describe(pool, tmp_path / "a.ckpt", "ok")
@@ -303,6 +306,15 @@ async def test_a_caller_s_own_error_leaves_the_pool_as_it_is() -> None:
     with pytest.raises(LookupError, match="mine"):
         async with make_pool():
             raise LookupError("mine")
+
+
+async def test_children_that_die_while_they_wait_are_no_loss(tmp_path: pathlib.Path) -> None:
+    async with make_pool() as pool:
+        await until(lambda: len(children_of(pool.zygote_pid)) == 2, "children wait ahead")
+        for child in children_of(pool.zygote_pid):
+            os.kill(child, signal.SIGKILL)
+        await describe(pool, tmp_path / "a.ckpt", "ok")
+        assert pool.crashes == 0
 
 
 async def test_a_zygote_that_cannot_start_says_why() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from .worker_jobs import REPOSITORY
-from .worker_pools import children_of, is_running
+from .worker_pools import at_work, is_running
 
 _SERVICE = f"""
 import sys
@@ -48,8 +48,8 @@ def test_zygote_and_children_end_with_the_service(tmp_path: pathlib.Path, how: s
     try:
         assert service.stdout is not None
         zygote = int(service.stdout.readline())
-        _until(lambda: len(children_of(zygote)) == 2, "two children work")
-        processes = [zygote, *children_of(zygote)]
+        _until(lambda: len(at_work(zygote)) == 2, "two children work")
+        processes = [zygote, *at_work(zygote)]
         os.kill(service.pid, how)
         service.wait(20)
         _until(lambda: not any(map(is_running, processes)), f"{processes} end")

@@ -11,6 +11,7 @@ import pathlib
 import resource
 import signal
 import socket
+import stat
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -148,13 +149,13 @@ def _deep(argument: str, _files: OpenedFiles) -> object:
     return value
 
 
-def _descriptors(_argument: str, files: OpenedFiles) -> object:
-    """Which descriptors are open here, counted from the memory file."""
+def _descriptors(_argument: str, _files: OpenedFiles) -> object:
+    """What is open here."""
     found = []
     for descriptor in range(256):
         with contextlib.suppress(OSError):
-            os.fstat(descriptor)
-            found.append(descriptor - files.checkpoint + 2)
+            mode = os.fstat(descriptor).st_mode
+            found.append("/dev/null" if stat.S_ISCHR(mode) else "pipe" if stat.S_ISFIFO(mode) else "file")
     return found
 
 

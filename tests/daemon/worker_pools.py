@@ -1,7 +1,9 @@
 """Pools for tests: the real zygote and real children, with a log that can be read."""
 
+import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -64,6 +66,17 @@ def children_of(pid: int) -> list[int]:
         return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
+
+
+def at_work(zygote: int | None) -> list[int]:
+    """Process ids of the children that were given files; those that wait for some may still open descriptors."""
+    found = []
+    for pid in children_of(zygote) if zygote is not None else []:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            limits = pathlib.Path(f"/proc/{pid}/limits").read_text()
+            if re.search(r"^Max open files +0 ", limits, re.MULTILINE) and is_running(pid):
+                found.append(pid)
+    return found
 
 
 def is_running(pid: int) -> bool:

@@ -1,0 +1,227 @@
+"""The child: one forked process that waits for a batch, shuts its doors behind it and parses.
+
+Children are forked ahead and get warm on a sample of ours while nobody waits for them. What they may use is limited
+from their first breath; the sandbox closes once the files are in, before the first foreign byte is read.
+"""
+
+import array
+import contextlib
+import mmap
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import msgspec
+
+from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
+from ckptd.validators.errors import Changed, Unreadable
+
+from . import sample, sandbox
+from .answers import (
+    Answer,
+    AnswerTooLarge,
+    Batch,
+    ChangedAnswer,
+    Death,
+    GaveUp,
+    Job,
+    UnreadableAnswer,
+    encode_answer,
+    encode_description,
+)
+
+MAX_MESSAGE_BYTES = 128 * 1024
+"""Below the default buffer of a Unix socket (212,992 bytes), which bounds one message."""
+MAX_DESCRIPTORS = 240
+"""Linux passes at most 253 in one message (SCM_MAX_FD, include/net/scm.h)."""
+BATCH_BUDGET_S = 0.025
+"""A child takes no further job once it has worked for so long; what is left goes to another one."""
+PROGRESS = struct.Struct("<Q")
+"""Child → pool, for each finished job: the length of its answer."""
+
+_CHANNEL = 3
+"""Descriptor of the child's socket. 0 to 2 stay /dev/null, so that a last cry of the C library hits no file."""
+_UNTOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_OUT_OF_MEMORY: Answer = GaveUp(Death.LIMIT_MEMORY, "memory ran out while parsing")
+
+DescribeJob = Callable[[DescribeRequest, OpenedFiles], Description]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one child may use, and how many of them wait ahead."""
+
+    memory_bytes: int
+    """Address space beyond the interpreter's own."""
+    timeout_s: float
+    """Wall time of one job, and CPU time."""
+    max_answer_bytes: int
+    standby: int
+    """Children that are forked before there is work for them."""
+
+
+class Sample:
+    """The sample's files, open in the zygote and in every child that gets warm on it."""
+
+    request = DescribeRequest(
+        checkpoint_path="/outputs/sample/checkpoints/sample.ckpt",
+        relative_path=b"sample/checkpoints/sample.ckpt",
+        sidecar_names=(b"sample/checkpoints/sample.ckpt.metadata.yaml",),
+        config_name=b"sample/.hydra/config.yaml",
+    )
+
+    def __init__(self) -> None:
+        checkpoint, sidecar, config = map(_memory_file, (sample.checkpoint(), sample.SIDECAR, sample.CONFIG))
+        self.files = OpenedFiles(checkpoint=checkpoint, sidecars=(sidecar,), config=config)
+
+    def describe(self, job: DescribeJob, max_answer_bytes: int) -> None:
+        """Run the job once, for its side effects on this process."""
+        with contextlib.suppress(Exception):  # whoever cannot describe the sample stays cold, no more
+            encode_description(job(self.request, self.files), max_answer_bytes)
+
+
+class Child(msgspec.Struct, frozen=True):
+    """What the zygote prepares before it forks; `run` is all that happens afterwards."""
+
+    job: DescribeJob
+    limits: Limits
+    sample: Sample
+    restrict_calls: bool
+    parent: int
+    """Process id of the zygote."""
+    base_bytes: int
+    """Address space of the zygote."""
+
+    def run(self, channel: int, *, warm: bool) -> NoReturn:
+        """Wait for a batch on the socket `channel` and work through it. Never returns.
+
+        Args:
+            channel: the child's end of a socket pair.
+            warm: describe the sample first; for a child that nobody waits for yet.
+        """
+        status = 1
+        try:
+            sandbox.die_with_parent(self.parent)
+            self._shut_the_doors(channel)
+            if warm:
+                self.sample.describe(self.job, self.limits.max_answer_bytes)
+            close_all_but([0, 1, 2, _CHANNEL])
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=_CHANNEL) as mine:
+                data, descriptors, _ = receive(mine)
+            if data:
+                batch = msgspec.msgpack.decode(data, type=Batch)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+                if self.restrict_calls:
+                    sandbox.restrict_calls()
+                self._work(batch, descriptors)
+            status = 0
+        finally:
+            os._exit(status)
+
+    def _shut_the_doors(self, channel: int) -> None:
+        os.dup2(1, 2)
+        os.dup2(channel, _CHANNEL, inheritable=False)
+        close_all_but([0, 1, 2, _CHANNEL, *self.sample.files.all()])
+        memory = self.base_bytes + self.limits.memory_bytes + self._reserve_bytes
+        cpu_s = int(self.limits.timeout_s + BATCH_BUDGET_S) + 1
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, then SIGKILL
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 * self.limits.max_answer_bytes,) * 2)
+
+    @property
+    def _reserve_bytes(self) -> int:
+        """Address space kept back for encoding: the answer, and the buffer that grows by half as it fills."""
+        return 3 * self.limits.max_answer_bytes + (4 << 20)
+
+    def _work(self, batch: Batch, descriptors: list[int]) -> None:
+        answers, progress, *files = descriptors
+        deadline = time.monotonic() + BATCH_BUDGET_S
+        written = 0
+        for job in batch.jobs:
+            mine, files = files[: job.n_descriptors], files[job.n_descriptors :]
+            signal.setitimer(signal.ITIMER_REAL, self.limits.timeout_s)  # SIGALRM ends the process
+            data, usable = self._answer(job, mine)
+            _write(answers, data)
+            written += len(data)
+            os.write(progress, PROGRESS.pack(len(data)))
+            if not usable or time.monotonic() >= deadline or written >= self.limits.max_answer_bytes:
+                return
+
+    def _answer(self, job: Job, descriptors: list[int]) -> tuple[bytes, bool]:
+        """The encoded answer, and whether this process is still good for another job."""
+        try:
+            with mmap.mmap(-1, self._reserve_bytes, flags=_UNTOUCHED, prot=0):
+                description = self.job(job.request, _opened(job, descriptors))
+            return encode_description(description, self.limits.max_answer_bytes), True
+        except Changed as error:
+            return encode_answer(ChangedAnswer(error.message)), True
+        except Unreadable as error:
+            return encode_answer(UnreadableAnswer(error.message, error.errno)), True
+        except MemoryError:
+            return encode_answer(_OUT_OF_MEMORY), False
+        except AnswerTooLarge as error:
+            return encode_answer(GaveUp(Death.ANSWER_TOO_LARGE, str(error))), False
+        except Exception as error:  # noqa: BLE001 - the rim of one file: a fault of the parser is told, not hidden
+            return encode_answer(_fault(error)), False
+
+
+def receive(channel: socket.socket) -> tuple[bytes, list[int], bool]:
+    """Receive one message.
+
+    Returns:
+        Its bytes, none once the other end is closed; its descriptors; and whether some of them were lost.
+    """
+    received = array.array("i")
+    space = socket.CMSG_SPACE(MAX_DESCRIPTORS * received.itemsize)
+    try:
+        data, control, flags, _ = channel.recvmsg(MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # closed with messages unread
+        return b"", [], False
+    for level, kind, payload in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+    return data, received.tolist(), bool(flags & socket.MSG_CTRUNC)
+
+
+def close_all_but(descriptors: Sequence[int]) -> None:
+    """Close every descriptor of this process but the given ones."""
+    start = 0
+    for descriptor in sorted(descriptors):
+        if start < descriptor:  # closerange(0, 0) closes everything: CPython passes the end as an unsigned -1
+            os.closerange(start, descriptor)
+        start = descriptor + 1
+    os.closerange(start, 1 << 30)
+
+
+def _opened(job: Job, descriptors: list[int]) -> OpenedFiles:
+    checkpoint, *rest = descriptors
+    return OpenedFiles(
+        checkpoint=checkpoint,
+        sidecars=tuple(rest[: job.sidecars]),
+        config=rest[job.sidecars] if job.has_config else None,
+    )
+
+
+def _fault(error: Exception) -> GaveUp:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = "" if frame is None else f" in {frame.tb_frame.f_code.co_qualname}, line {frame.tb_lineno}"
+    text = f"the parser failed: {type(error).__name__}: {error}"[:500] + where
+    return GaveUp(Death.BAD_ANSWER, text.encode("utf-8", "backslashreplace").decode())
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _memory_file(data: bytes) -> int:
+    descriptor = os.memfd_create("ckptd-sample")
+    _write(descriptor, data)
+    return descriptor
