@@ -45,7 +45,7 @@ def bind(settings: Settings, env: MutableMapping[str, str]) -> Listeners:
     """
     opened: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
-        undo.callback(lambda: [listener.close() for listener in opened])
+        undo.callback(_close_all, opened)
         opened += listen_fds(env)
         if not opened:
             opened.append(_bind_unix(settings.uds) if settings.uds is not None else _bind_tcp(settings))
@@ -64,6 +64,11 @@ def remove_unix_sockets(settings: Settings) -> None:
     for path in {os.path.join(settings.state_dir, STATE_SOCKET), settings.uds}:
         if path is not None and os.path.exists(path):
             os.unlink(path)
+
+
+def _close_all(opened: list[socket.socket]) -> None:
+    for listener in opened:
+        listener.close()
 
 
 def _bind_tcp(settings: Settings) -> socket.socket:

@@ -1,0 +1,196 @@
+"""Journal: the one writer of the catalog; prepare → commit to the state → publish, one batch at a time.
+
+Nothing is told to anybody before it is on disk, so a reader that resumes after a crash was never told something that
+the next run does not know. When the state cannot be written (a full disk), news goes out all the same, but under a
+new instance name that is not on disk: after a restart no cursor from that time is trusted.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from ckptd.catalog.description import Description
+from ckptd.catalog.entry import CheckpointId, Record
+from ckptd.catalog.state import State, StateError
+from ckptd.catalog.store import Batch, Catalog, Change, Removal, Tombstone
+
+BATCH_LIMIT = 512
+"""Changes in one commit: large enough to share its cost, small enough to keep news flowing."""
+
+RETRY_S = 10.0
+"""How long to wait before writing a failed state again."""
+
+
+class _Submission(NamedTuple):
+    change: Change
+    description: Description | None
+    amended: Description | None
+    done: anyio.Event
+
+
+class _Details(NamedTuple):
+    """Descriptions that go with a batch."""
+
+    descriptions: dict[CheckpointId, Description]
+    amended: dict[CheckpointId, Description]
+
+    def forget(self, checkpoint_id: CheckpointId) -> None:
+        self.descriptions.pop(checkpoint_id, None)
+        self.amended.pop(checkpoint_id, None)
+
+    def keep(self, submission: _Submission) -> None:
+        if submission.description is not None:
+            self.forget(submission.change.id)
+            self.descriptions[submission.change.id] = submission.description
+        if submission.amended is not None:
+            self.amended[submission.change.id] = submission.amended
+
+
+class Journal:
+    """Serialises changes. `run` owns the work; `submit` returns when the change is visible."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        state: State,
+        log: structlog.stdlib.BoundLogger,
+        *,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        self._catalog = catalog
+        self._state = state
+        self._log = log
+        self._clock = clock
+        self._queue: list[_Submission] = []
+        self._taken: list[_Submission] = []
+        self._wake = anyio.Event()
+        self._closing = False
+        self._retry_at = 0.0
+        self._writer = anyio.CapacityLimiter(1)
+        self.durable = True
+        """False while the state cannot be written and the catalog lives in memory alone."""
+        self.undescribed: set[CheckpointId] = set()
+        """Entries whose descriptions were lost while the state could not be written; to be read again."""
+
+    @property
+    def depth(self) -> int:
+        """Changes that wait to be committed."""
+        return len(self._queue)
+
+    async def submit(
+        self, change: Change, description: Description | None = None, *, amended: Description | None = None
+    ) -> None:
+        """Queue a change and wait until it is visible, or until it turned out to change nothing.
+
+        Args:
+            change: decided when its batch is prepared.
+            description: what is kept behind the entry from now on, if the change publishes one.
+            amended: the same, but the tensor table that is kept already stays as it is.
+        """
+        submission = _Submission(change, description, amended, anyio.Event())
+        self._queue.append(submission)
+        self._wake.set()
+        await submission.done.wait()
+
+    async def write(self, work: Callable[[], None]) -> None:
+        """Let `work` write to the state, in the one thread that does.
+
+        Raises:
+            StateError: the state cannot be written; nothing is retried.
+        """
+        await self._in_thread(work)
+
+    def close(self) -> None:
+        """Let `run` end once everything queued is visible."""
+        self._closing = True
+        self._wake.set()
+
+    async def drained(self) -> None:
+        """Wait until everything submitted so far is visible."""
+        waiting = [submission.done for submission in (*self._taken, *self._queue)]
+        for done in waiting:
+            await done.wait()
+
+    async def run(self) -> None:
+        """Commit and publish until closed."""
+        while self._queue or not self._closing:
+            if not self._queue:
+                with anyio.move_on_after(RETRY_S):
+                    await self._wake.wait()
+                self._wake = anyio.Event()
+            if not self.durable and self._clock() >= self._retry_at:
+                await self._recover()
+            self._taken, self._queue = self._queue[:BATCH_LIMIT], self._queue[BATCH_LIMIT:]
+            if self._taken:
+                await self._process(self._taken)
+
+    async def _process(self, submissions: Sequence[_Submission]) -> None:
+        details = _Details({}, {})
+        batch = self._catalog.prepare([_noting(submission, details) for submission in submissions])
+        if batch is not None:
+            await self._commit(batch, details)
+            self._catalog.publish(batch)
+        for submission in submissions:
+            submission.done.set()
+
+    async def _commit(self, batch: Batch, details: _Details) -> None:
+        if self.durable:
+            try:
+                await self._in_thread(
+                    lambda: self._state.commit(
+                        batch, details.descriptions, self._catalog.floor, amended=details.amended
+                    )
+                )
+                return
+            except StateError as error:
+                self.durable = False
+                self._retry_at = self._clock() + RETRY_S
+                self._catalog.renew_instance(secrets.token_hex(8))
+                self._log.error(
+                    "state cannot be written; the catalog goes on in memory alone",
+                    error=str(error),
+                    remedy="free some space on the state directory's disk; it is tried again by itself",
+                )
+        self.undescribed.update(_ids(batch))
+
+    async def _recover(self) -> None:
+        catalog = self._catalog
+        records = list(catalog)
+        tombstones = catalog.tombstones()
+        try:
+            await self._in_thread(
+                lambda: self._state.rewrite(catalog.instance, records, tombstones, catalog.revision, catalog.floor)
+            )
+        except StateError as error:
+            self._retry_at = self._clock() + RETRY_S
+            self._log.warning("state still cannot be written", error=str(error))
+            return
+        self.durable = True
+        self._log.info("state is written again", entries=len(records))
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        # A commit is never abandoned half-way: cancellation waits for it.
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(work, limiter=self._writer)
+
+
+def _noting(submission: _Submission, details: _Details) -> Change:
+    """The same change, which also keeps its description if and only if its decision stands."""
+
+    def decide(current: Record | None) -> Record | Removal | None:
+        outcome = submission.change.decide(current)
+        if isinstance(outcome, Removal):
+            details.forget(submission.change.id)
+        elif outcome is not None:
+            details.keep(submission)
+        return outcome
+
+    return Change(submission.change.id, decide)
+
+
+def _ids(batch: Batch) -> set[CheckpointId]:
+    return {item.entry.id for item in batch.items if not isinstance(item, Tombstone)}

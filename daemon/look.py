@@ -1,0 +1,228 @@
+"""One look at one path: what is there now, opened for a worker where it must be read. Runs in a thread.
+
+Everything that touches the filesystem on behalf of one checkpoint happens here; what it means is decided by `settle`.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ckptd.catalog.description import DescribeRequest, OpenedFiles
+from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id
+from ckptd.catalog.experiment import DirectFiles, find_companions
+from ckptd.catalog.opening import open_checkpoint
+from ckptd.catalog.roots import Root, is_checkpoint_name
+from ckptd.validators.reader import identity_of
+
+from .settle import LookKind
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+
+DeletionCheck = Callable[[bytes, bytes], bool]
+"""(relative path, nearest existing directory) → whether the absence is a deletion (see `filesystems`)."""
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A checkpoint with its companions, opened and ready to be described."""
+
+    request: DescribeRequest
+    files: OpenedFiles
+    identities: Identities
+    writer: bool | None
+    """Whether somebody has it open for writing; None where the system does not say."""
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        for fd in self.files.all():
+            os.close(fd)
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """What a look saw."""
+
+    kind: LookKind
+    opened: Opened | None = None
+    """Set where the checkpoint must be described."""
+    unreadable: str | None = None
+    """Why an existing checkpoint could not be opened; it is then described by its name alone."""
+    code: str = "file.unreadable"
+    """Finding code that goes with `unreadable`."""
+    request: DescribeRequest | None = None
+    identities: Identities | None = None
+    alias_of: CheckpointId | None = None
+    skipped_link: bool = False
+    """A link out of the roots that is not followed."""
+
+
+class Viewer(msgspec.Struct, frozen=True, kw_only=True):
+    """Looks at the paths of one root."""
+
+    root: Root
+    roots: Sequence[Root]
+    suffixes: Sequence[str]
+    allowed_targets: Sequence[bytes]
+    """Directories outside the roots into which links may lead, absolute and resolved."""
+    is_deletion: DeletionCheck
+
+    def look(self, root_fd: int, path: bytes, known: Record | None, *, must_read: bool) -> Sight:
+        """See what is at `path` now.
+
+        Args:
+            root_fd: the opened root.
+            path: relative to the root.
+            known: what the catalog holds of it.
+            must_read: do not trust equal identities.
+        """
+        try:
+            status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+        except OSError as error:
+            return self._absent(path) if error.errno in _NOT_THERE else Sight(kind=LookKind.UNREACHABLE)
+        if stat.S_ISLNK(status.st_mode):
+            return self._look_at_link(root_fd, path, status, known, must_read=must_read)
+        if not stat.S_ISREG(status.st_mode):
+            return Sight(kind=LookKind.GONE)
+        return self._open(root_fd, path, known, must_read=must_read)
+
+    def absent_root(self, path: bytes) -> Sight:
+        """What it means for `path` that its root cannot be opened because it does not exist."""
+        return self._absent(path)
+
+    def _absent(self, path: bytes) -> Sight:
+        directory = self.root.join(path)
+        while directory not in (b"", b"/"):
+            directory = os.path.dirname(directory)
+            try:
+                os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            except OSError as error:
+                if error.errno in _NOT_THERE:
+                    continue
+                return Sight(kind=LookKind.UNREACHABLE)
+            break
+        deleted = self.is_deletion(path, directory)
+        return Sight(kind=LookKind.GONE if deleted else LookKind.UNREACHABLE)
+
+    def _open(
+        self,
+        root_fd: int,
+        path: bytes,
+        known: Record | None,
+        *,
+        must_read: bool,
+        link: os.stat_result | None = None,
+        alias_of: CheckpointId | None = None,
+    ) -> Sight:
+        try:
+            companions = find_companions(DirectFiles(root_fd), path)
+            request, files, identities = open_checkpoint(root_fd, path, companions)
+        except OSError as error:
+            return self._unopened(root_fd, path, error, link, alias_of)
+        if link is not None:
+            identities = msgspec.structs.replace(identities, link=identity_of(link))
+        if not must_read and known is not None and _is_settled(known) and known.identities == identities:
+            for fd in files.all():
+                os.close(fd)
+            return Sight(kind=LookKind.UNCHANGED)
+        shown = msgspec.structs.replace(request, checkpoint_path=os.fsdecode(self.root.join(path)))
+        opened = Opened(shown, files, identities, has_writer(files.checkpoint))
+        return Sight(kind=LookKind.SEEN, opened=opened, request=shown, identities=identities, alias_of=alias_of)
+
+    def _unopened(
+        self,
+        root_fd: int,
+        path: bytes,
+        error: OSError,
+        link: os.stat_result | None,
+        alias_of: CheckpointId | None,
+    ) -> Sight:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENXIO) and link is None:
+            return self._absent(path) if error.errno in _NOT_THERE else Sight(kind=LookKind.GONE)
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return Sight(kind=LookKind.UNREACHABLE)
+        try:
+            status = link if link is not None else os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+        except OSError:
+            return Sight(kind=LookKind.UNREACHABLE)
+        dangling = link is not None and error.errno in (*_NOT_THERE, errno.ELOOP)
+        return Sight(
+            kind=LookKind.SEEN,
+            unreadable=(
+                "the link leads nowhere: its target does not exist"
+                if dangling
+                else f"the file cannot be opened: {error.strerror}"
+            ),
+            code="link.dangling" if dangling else "file.unreadable",
+            request=DescribeRequest(checkpoint_path=os.fsdecode(self.root.join(path)), relative_path=path),
+            identities=Identities(identity_of(status), link=None if link is None else identity_of(link)),
+            alias_of=alias_of,
+        )
+
+    def _look_at_link(
+        self, root_fd: int, path: bytes, link: os.stat_result, known: Record | None, *, must_read: bool
+    ) -> Sight:
+        try:
+            target = os.path.realpath(self.root.join(path), strict=True)
+        except OSError as error:
+            return self._unopened(root_fd, path, error, link, None)
+        for root in self.roots:
+            if target.startswith(root.path.rstrip(b"/") + b"/"):
+                relative = target[len(root.path.rstrip(b"/")) + 1 :]
+                listed = is_checkpoint_name(os.path.basename(relative), self.suffixes)
+                alias = checkpoint_id(root.name, relative) if listed else None
+                return self._follow(root.path, relative, path, link, known, alias, must_read=must_read)
+        for allowed in self.allowed_targets:
+            if target.startswith(allowed.rstrip(b"/") + b"/"):
+                relative = target[len(allowed.rstrip(b"/")) + 1 :]
+                return self._follow(allowed, relative, path, link, known, None, must_read=must_read)
+        return Sight(kind=LookKind.GONE, skipped_link=True)
+
+    def _follow(
+        self,
+        base: bytes,
+        relative: bytes,
+        path: bytes,
+        link: os.stat_result,
+        known: Record | None,
+        alias_of: CheckpointId | None,
+        *,
+        must_read: bool,
+    ) -> Sight:
+        """Open the target beneath the directory that it was found in: nothing may change that in between."""
+        try:
+            base_fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return Sight(kind=LookKind.UNREACHABLE)
+        try:
+            sight = self._open(base_fd, relative, known, must_read=must_read, link=link, alias_of=alias_of)
+        finally:
+            os.close(base_fd)
+        if sight.request is None:
+            return sight
+        named = msgspec.structs.replace(
+            sight.request, checkpoint_path=os.fsdecode(self.root.join(path)), relative_path=path
+        )
+        opened = None if sight.opened is None else msgspec.structs.replace(sight.opened, request=named)
+        return msgspec.structs.replace(sight, request=named, opened=opened)
+
+
+def has_writer(fd: int) -> bool | None:
+    """Whether any process has the file open for writing; None where the system does not say.
+
+    A read lease (fcntl(2), F_SETLEASE) is refused with EAGAIN while a writer has the file open. It needs the file's
+    owner or CAP_LEASE, and a filesystem with leases. It is given back at once; a process that opens the file for
+    writing in between is not made to wait longer than that. The process must ignore SIGIO, by which the kernel says
+    that a lease is being broken.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        return True if error.errno == errno.EAGAIN else None
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _is_settled(record: Record) -> bool:
+    return record.entry.health in (Health.VALID, Health.INVALID)

@@ -1,0 +1,364 @@
+"""Pipeline: hints → settle → looks → workers → journal → sidecars. The way of a change, in one direction.
+
+Whoever believes that a path may have changed calls `hint`; nothing else enters. Every path is judged by `settle` alone,
+and every outcome leaves through the journal.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import msgspec
+import structlog
+
+from ckptd.catalog.describe import failed_description
+from ckptd.catalog.description import Description, SidecarStatus
+from ckptd.catalog.entry import CheckpointId, Health, MetadataSource, Record, checkpoint_id, make_record
+from ckptd.catalog.roots import Root
+from ckptd.catalog.store import Batch, Catalog, Change, DeleteReason, Removal, Tombstone
+from ckptd.validators.errors import Changed, Unreadable
+from ckptd.validators.findings import finding
+from ckptd.validators.inspection import FileIdentity, Seal
+
+from .journal import Journal
+from .look import Sight, Viewer
+from .metrics import Metrics
+from .settle import Look, LookKind, Settle, Verdict
+from .sidecars import SidecarWriter
+from .workers import WorkerDied, WorkerPool, finding_for
+
+LOOKS_AT_ONCE = 192
+"""Paths that are opened and described at the same time; each holds at most six descriptors."""
+
+WRITING_NEWS_S = 1.0
+"""A file that grows is news at most this often."""
+
+INTERNAL_ERROR_RETRY_S = 30.0
+
+
+class Key(NamedTuple):
+    """One path of one root."""
+
+    root: Root
+    path: bytes
+
+    @property
+    def id(self) -> CheckpointId:
+        """The slot in the catalog."""
+        return checkpoint_id(self.root.name, self.path)
+
+
+class Counts(msgspec.Struct):
+    """What was done since the start, for status and metrics."""
+
+    looks: int = 0
+    described: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    worker_deaths: int = 0
+
+
+class Pipeline:
+    """Owns `settle` and every look under way."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        journal: Journal,
+        pool: WorkerPool,
+        sidecars: SidecarWriter,
+        viewers: Sequence[Viewer],
+        settle: Settle[Key],
+        on_looked: Callable[[Key], None],
+        on_problem: Callable[[str, str, str], None],
+        metrics: Metrics,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        """Args:
+        on_looked: called when a look at a path ended and its outcome is visible.
+        on_problem: called with (what, path, message) for the operator's list of recent errors.
+        """
+        self._catalog = catalog
+        self._journal = journal
+        self._pool = pool
+        self._sidecars = sidecars
+        self._viewers = {viewer.root: viewer for viewer in viewers}
+        self._settle = settle
+        self._on_looked = on_looked
+        self._on_problem = on_problem
+        self._metrics = metrics
+        self._log = log
+        self._wake = anyio.Event()
+        self._in_flight = 0
+        self._forced: set[Key] = set()
+        self._told_writing: dict[Key, float] = {}
+        self._aliases: dict[CheckpointId, set[Key]] = {}
+        self._closing = False
+        self.counts = Counts()
+        catalog.on_publish(self._follow_aliases)
+        for record in catalog:
+            self._note_alias(record)
+
+    @property
+    def pending(self) -> int:
+        """Paths that need a look or are being looked at."""
+        return len(self._settle)
+
+    def hint(self, keys: Iterable[Key], *, must_read: bool = False) -> None:
+        """Something may have changed at these paths. Cheap; never blocks."""
+        now = anyio.current_time()
+        for key in keys:
+            if must_read:
+                self._forced.add(key)
+            self._settle.hint(key, now)
+        self._wake.set()
+
+    def repeat_looks_under_way(self) -> list[Key]:
+        """Have every look under way repeated, and return their keys. To be called when a sweep begins."""
+        return self._settle.hint_under_way(anyio.current_time())
+
+    def close(self) -> None:
+        """Take up no more looks; those under way end."""
+        self._closing = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look at what is due until closed."""
+        async with anyio.create_task_group() as looks:
+            while not self._closing:
+                await self._take_due(looks)
+                await self._wait()
+
+    async def _wait(self) -> None:
+        due = self._settle.next_due() if self._in_flight < LOOKS_AT_ONCE else None
+        with anyio.CancelScope(deadline=math.inf if due is None else due):
+            await self._wake.wait()
+        self._wake = anyio.Event()
+
+    async def _take_due(self, looks: anyio.abc.TaskGroup) -> None:
+        while not self._closing and self._in_flight < LOOKS_AT_ONCE:
+            keys = self._settle.due(anyio.current_time(), min(64, LOOKS_AT_ONCE - self._in_flight))
+            if not keys:
+                return
+            self._in_flight += len(keys)
+            looks.start_soon(self._look_at, keys)
+
+    async def _look_at(self, keys: Sequence[Key]) -> None:
+        """Look at a handful of paths in one thread, then describe each by itself."""
+        wanted = [(key, self._catalog.get(key.id), self._must_read(key)) for key in keys]
+        sights = await anyio.to_thread.run_sync(self._see, wanted)
+        self.counts.looks += len(keys)
+        moved = {s.identities.file.inode for s in sights if s.identities is not None}
+        async with anyio.create_task_group() as group:
+            for key, sight in zip(keys, sights, strict=True):
+                group.start_soon(self._judge, key, sight, moved)
+
+    def _must_read(self, key: Key) -> bool:
+        return key in self._forced or self._settle.must_read(key)
+
+    def _see(self, wanted: Sequence[tuple[Key, Record | None, bool]]) -> list[Sight]:
+        """Runs in a thread."""
+        opened_roots: dict[Root, int | OSError] = {}
+        sights = []
+        try:
+            for key, known, must_read in wanted:
+                if key.root not in opened_roots:
+                    opened_roots[key.root] = _open_root(key.root)
+                sights.append(self._see_one(key, opened_roots[key.root], known, must_read=must_read))
+        finally:
+            for fd in opened_roots.values():
+                if isinstance(fd, int):
+                    os.close(fd)
+        return sights
+
+    def _see_one(self, key: Key, root_fd: int | OSError, known: Record | None, *, must_read: bool) -> Sight:
+        viewer = self._viewers[key.root]
+        try:
+            if isinstance(root_fd, FileNotFoundError):
+                return viewer.absent_root(key.path)
+            if isinstance(root_fd, OSError):
+                return Sight(kind=LookKind.UNREACHABLE)
+            return viewer.look(root_fd, key.path, known, must_read=must_read)
+        except OSError as error:
+            self._log.warning("a look failed", path=os.fsdecode(key.root.join(key.path)), error=str(error))
+            return Sight(kind=LookKind.UNREACHABLE)
+
+    async def _judge(self, key: Key, sight: Sight, moved: set[int]) -> None:
+        try:
+            description = await self._describe(key, sight)
+            if sight.kind is LookKind.SEEN and description is None:
+                return
+            await self._conclude(key, sight, description, moved)
+        except Exception as error:  # noqa: BLE001
+            # The rim of one file: whatever went wrong with it must not stop the others. It is tried again.
+            self._log.exception("a checkpoint could not be processed", path=os.fsdecode(key.root.join(key.path)))
+            self._on_problem("internal error", os.fsdecode(key.root.join(key.path)), repr(error))
+            self._settle.abort(key, anyio.current_time(), retry_in_s=INTERNAL_ERROR_RETRY_S)
+        finally:
+            self._in_flight -= 1
+            self._wake.set()
+
+    async def _describe(self, key: Key, sight: Sight) -> Description | None:
+        """Describe what was seen; None when the look must be repeated (settle has been told)."""
+        if sight.kind is not LookKind.SEEN or sight.request is None or sight.identities is None:
+            return None
+        if sight.opened is None:
+            return failed_description(
+                sight.request, sight.identities.file, finding(sight.code, sight.unreadable or "cannot be read")
+            )
+        started = time.perf_counter()
+        opened = sight.opened
+        try:
+            description = await self._pool.describe(opened.request, opened.files)
+        except Changed:
+            self._settle.abort(key, anyio.current_time(), retry_in_s=0.02)
+            return None
+        except Unreadable as error:
+            self._problem("checkpoint unreadable", key, error.message)
+            self._settle.abort(key, anyio.current_time(), retry_in_s=1.0)
+            return None
+        except WorkerDied as death:
+            self.counts.worker_deaths += 1
+            self._problem("worker died", key, str(death))
+            description = failed_description(opened.request, opened.identities.file, finding_for(death))
+        finally:
+            opened.close()
+        self.counts.described += 1
+        self._metrics.describe_seconds.observe(time.perf_counter() - started)
+        return description
+
+    async def _conclude(self, key: Key, sight: Sight, description: Description | None, moved: set[int]) -> None:
+        look = _as_look(sight, description)
+        verdict = self._settle.looked(key, look, anyio.current_time(), time.time_ns())
+        if sight.kind is LookKind.UNCHANGED:
+            self.counts.unchanged += 1
+        if sight.kind is LookKind.SEEN:
+            self._forced.discard(key)
+        if verdict is not Verdict.WRITING:
+            self._told_writing.pop(key, None)
+        match verdict:
+            case Verdict.REMOVE:
+                await self._remove(key, moved)
+            case Verdict.OFFLINE:
+                await self._journal.submit(Change(key.id, _offline))
+            case Verdict.WHOLE | Verdict.ABANDONED | Verdict.WRITING:
+                assert description is not None
+                await self._publish(key, sight, description, verdict)
+            case Verdict.NOTHING if look.kind is LookKind.SEEN:
+                return  # a second look will tell; until then this path does not count as looked at
+            case Verdict.NOTHING:
+                pass
+        self._on_looked(key)
+
+    async def _publish(self, key: Key, sight: Sight, description: Description, verdict: Verdict) -> None:
+        if verdict is Verdict.WRITING and not self._is_news(key):
+            return
+        record = _record(key, sight, description, verdict)
+        await self._journal.submit(Change(key.id, lambda _: record), description)
+        if verdict is Verdict.WHOLE:
+            self._sidecars.consider(key.root, record, description.sidecar)
+
+    def _is_news(self, key: Key) -> bool:
+        now = anyio.current_time()
+        if now - self._told_writing.get(key, -math.inf) < WRITING_NEWS_S:
+            return False
+        self._told_writing[key] = now
+        return True
+
+    async def _remove(self, key: Key, moved: set[int]) -> None:
+        record = self._catalog.get(key.id)
+        self._forced.discard(key)
+        if record is None:
+            return
+        reason = DeleteReason.MOVED if record.identities.file.inode in moved else DeleteReason.REMOVED
+        await self._journal.submit(Change(key.id, lambda _: Removal(key.id, reason)))
+        self.counts.removed += 1
+        await self._sidecars.checkpoint_gone(key.root, record)
+
+    def _problem(self, what: str, key: Key, message: str) -> None:
+        path = os.fsdecode(key.root.join(key.path))
+        self._log.warning(what, path=path, error=message)
+        self._on_problem(what, path, message)
+
+    # ---- aliases: a link's entry shows its target, so it is looked at when the target changes ------------------
+
+    def _note_alias(self, record: Record) -> None:
+        if record.entry.alias_of is not None:
+            root = next((root for root in self._viewers if root.name == record.entry.root), None)
+            if root is not None:
+                self._aliases.setdefault(record.entry.alias_of, set()).add(Key(root, record.relative_path))
+
+    def _follow_aliases(self, batch: Batch) -> None:
+        for item in batch.items:
+            if not isinstance(item, Tombstone):
+                self._note_alias(item)
+            changed = item.id if isinstance(item, Tombstone) else item.entry.id
+            aliases = self._aliases.get(changed)
+            if aliases:
+                self.hint(aliases)
+                if isinstance(item, Tombstone):
+                    del self._aliases[changed]
+
+
+def _open_root(root: Root) -> int | OSError:
+    try:
+        return os.open(root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        return error
+
+
+def _as_look(sight: Sight, description: Description | None) -> Look:
+    if sight.kind is not LookKind.SEEN or sight.identities is None or description is None:
+        return Look(kind=sight.kind)
+    if sight.opened is None:  # it exists and cannot be opened: there is nothing to wait for but a change
+        return Look(kind=LookKind.SEEN, identity=sight.identities.file, seal=Seal.SEALED, writer=False)
+    return Look(
+        kind=LookKind.SEEN,
+        identity=description.inspection.identity,
+        seal=description.inspection.seal,
+        writer=sight.opened.writer,
+    )
+
+
+def _record(key: Key, sight: Sight, description: Description, verdict: Verdict) -> Record:
+    assert sight.identities is not None
+    described: FileIdentity = description.inspection.identity
+    identities = msgspec.structs.replace(sight.identities, file=described)
+    if verdict is Verdict.WRITING:
+        health = Health.WRITING
+    elif description.inspection.is_valid and sight.unreadable is None:
+        health = Health.VALID
+    else:
+        health = Health.INVALID
+    return make_record(
+        key.root,
+        key.path,
+        description,
+        health,
+        identities=identities,
+        metadata_source=metadata_source(description.sidecar),
+        alias_of=sight.alias_of,
+    )
+
+
+def metadata_source(sidecar: SidecarStatus) -> MetadataSource:
+    """Where an entry's metadata is kept, given what lies beside the checkpoint."""
+    match sidecar:
+        case SidecarStatus.OURS:
+            return MetadataSource.DAEMON
+        case SidecarStatus.FOREIGN:
+            return MetadataSource.SIDECAR
+        case _:
+            return MetadataSource.NONE
+
+
+def _offline(current: Record | None) -> Record | None:
+    if current is None or current.entry.health is Health.OFFLINE:
+        return None
+    return msgspec.structs.replace(current, entry=msgspec.structs.replace(current.entry, health=Health.OFFLINE))

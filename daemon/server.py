@@ -1,0 +1,143 @@
+"""The server: a service behind sockets; signals, readiness and a clean stop."""
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Generator
+
+import anyio
+import anyio.abc
+import structlog
+import uvicorn
+
+from ckptd.catalog.roots import RootError
+from ckptd.catalog.state import StateError, StateLocked
+
+from . import sockets
+from .http.app import build_app
+from .http.backend import RebuildMode
+from .http.security import AccessError, AccessPolicy
+from .service import Service
+from .settings import Settings
+from .systemd import Notifier
+
+DRAIN_S = 4.0
+"""How long a clean stop may take before what is left is cut off."""
+TRACKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> int:
+    """Serve until a signal ends it.
+
+    Returns:
+        The exit code: 0 after a clean stop, 2 for settings that cannot work, 3 where the machine refuses.
+    """
+    _prepare_process()
+    try:
+        with contextlib.closing(Service.open(settings, log)) as service:
+            access = AccessPolicy.from_settings(settings, service.roots)
+            listeners = sockets.bind(settings, os.environ)
+            try:
+                anyio.run(_serve, service, access, listeners, Notifier(os.environ), log)
+            finally:
+                sockets.remove_unix_sockets(settings)
+    except (RootError, AccessError) as error:
+        log.error("cannot start", error=str(error))
+        return 2
+    except (StateLocked, StateError, OSError) as error:
+        log.error("cannot start", error=str(error))
+        return 3
+    return 0
+
+
+async def _serve(
+    service: Service,
+    access: AccessPolicy,
+    listeners: sockets.Listeners,
+    notifier: Notifier,
+    log: structlog.stdlib.BoundLogger,
+) -> None:
+    server = _Server(_config(service, access))
+    stop = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(_obey_signals, service, access, stop, notifier, log)
+        tasks.start_soon(server.serve, listeners.sockets)
+        async with service.running():
+            access.announce(listeners.url, log)
+            notifier.ready(f"serving {len(service.catalog)} checkpoints at {listeners.url}")
+            tasks.start_soon(_feed_watchdog, notifier)
+            await stop.wait()
+            notifier.stopping()
+            with anyio.move_on_after(DRAIN_S):
+                await service.hub.close()
+            server.should_exit = True
+        tasks.cancel_scope.cancel()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers: the service decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+async def _obey_signals(
+    service: Service,
+    access: AccessPolicy,
+    stop: anyio.Event,
+    notifier: Notifier,
+    log: structlog.stdlib.BoundLogger,
+    *,
+    task_status: anyio.abc.TaskStatus[None],
+) -> None:
+    with anyio.open_signal_receiver(*TRACKED_SIGNALS) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGHUP:
+                notifier.reloading()
+                access.reload()
+                service.request_rebuild(RebuildMode.SWEEP)
+                notifier.ready("reloaded")
+            elif stop.is_set():
+                log.warning("stopped at once by a second signal", signal=signal.Signals(number).name)
+                sys.stderr.flush()
+                os._exit(128 + number)  # the state is a write-ahead log: what was told is on disk
+            else:
+                log.info("stopping", signal=signal.Signals(number).name)
+                stop.set()
+
+
+async def _feed_watchdog(notifier: Notifier) -> None:
+    if notifier.watchdog_s is None:
+        return
+    while True:
+        notifier.watchdog()
+        await anyio.sleep(notifier.watchdog_s / 3)
+
+
+def _config(service: Service, access: AccessPolicy) -> uvicorn.Config:
+    return uvicorn.Config(
+        build_app(service, access),
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        root_path=service.settings.root_path,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=int(DRAIN_S),
+        backlog=sockets.BACKLOG,
+    )
+
+
+def _prepare_process() -> None:
+    """What belongs to the whole process: descriptors, and signals that must not end it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the default 1,024 is for programs that select()
+    # The kernel sends SIGIO when somebody opens a file on which a lease is tried (look.has_writer).
+    signal.signal(signal.SIGIO, signal.SIG_IGN)

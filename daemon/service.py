@@ -1,0 +1,471 @@
+"""Service: one task group owns every task; start, run, drain. Everything but the sockets."""
+
+import collections
+import contextlib
+import functools
+import gc
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Self
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import anyio.to_thread
+import msgspec
+import structlog
+
+from ckptd.catalog.description import Description
+from ckptd.catalog.entry import CheckpointId, Record
+from ckptd.catalog.index import index_of, write_index
+from ckptd.catalog.roots import Root, resolve_roots
+from ckptd.catalog.state import State, StateError
+from ckptd.catalog.store import Batch, Catalog, Tombstone
+
+from .completeness import Completeness
+from .filesystems import Filesystems
+from .http.backend import RebuildMode
+from .http.events import EventHub
+from .journal import Journal
+from .look import Viewer
+from .metrics import Metrics
+from .mounts import MountTable
+from .pipeline import Key, Pipeline
+from .rootlock import RootLock
+from .settings import Settings, SidecarName, Sidecars
+from .settle import Settle
+from .sidecars import SidecarWriter
+from .status import CatalogStatus, RecentError, RootStatus, Status
+from .sweep import SweepReport
+from .tally import Tally
+from .tree import Tree, root_status
+from .verdict import judge_service
+from .workers import WorkerPool
+
+RECENT_ERRORS = 50
+INDEX_DELAY_S = 5.0
+"""The portable index is written at most this often."""
+PROGRESS_S = 0.25
+"""Time between two progress messages while many paths are pending."""
+PROGRESS_FROM = 100
+"""Fewer pending paths are not worth a progress bar."""
+DRAIN_S = 4.0
+"""How long a clean stop may take before what is left is cut off."""
+
+
+class Build(msgspec.Struct):
+    """The last time that the whole picture was made."""
+
+    seconds: float | None = None
+    at: float | None = None
+    known: int = 0
+    inspected: int = 0
+
+
+class Service:
+    """The catalog of some roots, kept current. Implements `http.backend.Backend`."""
+
+    def __init__(
+        self, settings: Settings, state: State, roots: Sequence[Root], log: structlog.stdlib.BoundLogger
+    ) -> None:
+        self.settings = settings
+        self.roots = tuple(roots)
+        self.metrics = Metrics()
+        self._started_at = time.time()
+        self._log = log
+        self._state = state
+        self._errors: collections.deque[RecentError] = collections.deque(maxlen=RECENT_ERRORS)
+        loaded = state.load()
+        self.catalog = Catalog(loaded.instance)
+        self.catalog.load(loaded.records, loaded.tombstones, loaded.revision, loaded.floor)
+        self._tally = Tally(self.catalog)
+        self.catalog.on_publish(self._tally.publish)
+        self._completeness: Completeness[Key] = Completeness(root.name for root in roots)
+        self.hub = EventHub(
+            self.catalog,
+            complete_as_of=self._completeness.overall,
+            coalesce_ms=settings.coalesce_ms,
+            heartbeat_s=settings.heartbeat_s,
+            max_listeners=settings.max_listeners,
+            send_timeout_s=settings.send_timeout_s,
+        )
+        self._journal = Journal(self.catalog, state, log)
+        self._locks = {root: RootLock(root) for root in roots}
+        self._mounts = {root: self._load_mounts(root) for root in roots}
+        self._saved_mounts: dict[Root, str] = {}
+        self._allowed_targets = tuple(os.path.realpath(os.fsencode(path)) for path in settings.follow_links)
+        self._sidecars = SidecarWriter(
+            catalog=self.catalog,
+            journal=self._journal,
+            describe=state.description,
+            may_write=lambda root: self._locks[root].held(),
+            enabled=settings.sidecars is Sidecars.AUTO,
+            long_name=settings.sidecar_name is SidecarName.LONG,
+            delay_s=settings.sidecar_delay_s,
+            log=log,
+        )
+        self._pipeline: Pipeline | None = None
+        self._pool: WorkerPool | None = None
+        self._trees: dict[Root, Tree] = {}
+        self._build = Build()
+        self._rebuilds: dict[RebuildMode, str] = {}
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._unindexed = {root.name for root in roots}
+        self._journal.undescribed = state.undescribed()
+        self.catalog.on_publish(self._note_unindexed)
+        for note in state.notes:
+            self._problem("state", settings.state_dir, note)
+
+    @classmethod
+    def open(cls, settings: Settings, log: structlog.stdlib.BoundLogger) -> Self:
+        """Open the state and load what an earlier run knew. Blocks; nothing runs yet.
+
+        Raises:
+            RootError: a root can never be watched.
+            StateLocked: another process uses the state directory.
+            StateError: the state directory cannot be used.
+        """
+        roots, warnings = resolve_roots(settings.roots)
+        for warning in warnings:
+            log.warning("roots", note=warning)
+        state = State.open(settings.state_dir, boot_id=boot_id(), clock=time.time)
+        try:
+            return cls(settings, state, roots, log)
+        except BaseException:
+            state.close(clean=False)
+            raise
+
+    def close(self, *, clean: bool = True) -> None:
+        """Close the state, after `running` has ended. A second call does nothing."""
+        for lock in self._locks.values():
+            lock.release()
+        self._state.close(clean=clean and self._journal.durable)
+
+    # ---- running -------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keep the catalog current while inside. The list is served from the start, as an earlier run knew it."""
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            tasks.start_soon(self.hub.run)
+            tasks.start_soon(self.metrics.measure_loop_lag)
+            engine = anyio.create_task_group()
+            try:
+                async with engine:
+                    engine.start_soon(self._keep_current)
+                    engine.start_soon(self._upkeep)
+                    yield
+                    await self._drain()
+                    engine.cancel_scope.cancel()
+            finally:
+                self._tasks = None
+                with anyio.CancelScope(shield=True, deadline=anyio.current_time() + DRAIN_S):
+                    await self.hub.close()
+            tasks.cancel_scope.cancel()
+
+    async def _keep_current(self) -> None:
+        """Everything between the files and the log."""
+        began_at = time.perf_counter()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._journal.run)
+            async with self._make_pool() as pool:
+                pipeline = self._pipeline = self._make_pipeline(pool)
+                self._trees = {root: self._make_tree(root, pipeline) for root in self.roots}
+                tasks.start_soon(pipeline.run)
+                tasks.start_soon(self._sidecars.run)
+                self._sidecars.consider_known(self.roots)
+                for tree in self._trees.values():
+                    tasks.start_soon(tree.run)
+                _settle_memory()
+                await self._first_build(began_at)
+                await anyio.sleep_forever()
+
+    async def _drain(self) -> None:
+        """Let what is under way end, so that the state says all that was told."""
+        with anyio.move_on_after(DRAIN_S):
+            if self._pipeline is not None:
+                self._pipeline.close()
+            self._sidecars.close()
+            await self._journal.drained()
+            await self._export_index()
+
+    # ---- Backend -------------------------------------------------------------------------------------------
+
+    async def description(self, checkpoint_id: CheckpointId) -> Description | None:
+        """The stored description behind an entry, tensors included; None where none is kept."""
+        return await anyio.to_thread.run_sync(self._state.full_description, checkpoint_id)
+
+    def request_rebuild(self, mode: RebuildMode) -> str:
+        """Start a rebuild, or join the one of the same mode that has not begun; returns its token."""
+        token = self._rebuilds.get(mode)
+        if token is None:
+            token = self._rebuilds[mode] = secrets.token_hex(8)
+            self.metrics.rebuilds.labels(mode.value).inc()
+            if self._tasks is None:
+                raise RuntimeError("the service is not running")
+            self._tasks.start_soon(self._rebuild, mode, token)
+        return token
+
+    def status(self) -> Status:
+        """A consistent picture of the service now."""
+        pipeline, pool = self._pipeline, self._pool
+        status = Status(
+            instance=self.catalog.instance,
+            revision=self.catalog.revision,
+            started_at=self._started_at,
+            state=CatalogStatus.HEALTHY,
+            complete_as_of=self._completeness.overall(),
+            roots=self._root_statuses(),
+            checkpoint_count=len(self.catalog),
+            by_health={health.value: count for health, count in self._tally.by_health.items() if count},
+            with_sidecar=self._tally.with_sidecar,
+            with_state_metadata=self._tally.with_state_metadata,
+            last_build_s=self._build.seconds,
+            last_build_at=self._build.at,
+            fast_path_count=self._build.known,
+            slow_path_count=self._build.inspected,
+            pending=0 if pipeline is None else pipeline.pending,
+            writing_sidecars=self._sidecars.pending,
+            skipped_sidecars=self._sidecars.skipped,
+            skipped_links=sum(tree.skipped_links for tree in self._trees.values()),
+            state_durable=self._journal.durable,
+            recent_errors=tuple(self._errors),
+            worker_crashes=0 if pool is None else pool.crashes,
+            sandbox="unknown" if pool is None else pool.sandbox,
+        )
+        due_s = max((tree.sweep_gap_s for tree in self._trees.values()), default=self.settings.sweep_min_s)
+        return judge_service(status, self.settings, now=time.time(), sweep_due_s=due_s)
+
+    def _root_statuses(self) -> tuple[RootStatus, ...]:
+        return tuple(
+            root_status(self._trees[root], self._completeness)
+            if root in self._trees
+            else RootStatus(path=root.name, online=os.path.isdir(root.path), watching=False, last_error="starting")
+            for root in self.roots
+        )
+
+    # ---- builds --------------------------------------------------------------------------------------------
+
+    async def _first_build(self, began_at: float) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._build_and_tell, began_at, False)
+
+    async def _rebuild(self, mode: RebuildMode, token: str) -> None:
+        # Requests of the same moment share one rebuild; whoever comes once it has begun gets the next one.
+        await anyio.lowlevel.checkpoint()
+        del self._rebuilds[mode]
+        await self._build_and_tell(time.perf_counter(), mode is RebuildMode.FULL)
+        self.hub.announce_rebuilt(token, self.catalog.revision)
+
+    async def _build_and_tell(self, began_at: float, full: bool) -> None:
+        described = self._described
+        async with anyio.create_task_group() as sweeps:
+            for tree in self._trees.values():
+                sweeps.start_soon(functools.partial(tree.sweep_now, full=full))
+        inspected = min(self._described - described, len(self.catalog))
+        self._build = Build(
+            seconds=time.perf_counter() - began_at,
+            at=time.time(),
+            known=len(self.catalog) - inspected,
+            inspected=inspected,
+        )
+        self._log.info(
+            f"catalog built: {len(self.catalog)} entries ({self._build.known} known, {inspected} inspected) "
+            f"in {self._build.seconds:.2f} s"
+        )
+
+    @property
+    def _described(self) -> int:
+        return 0 if self._pipeline is None else self._pipeline.counts.described
+
+    # ---- upkeep --------------------------------------------------------------------------------------------
+
+    async def _upkeep(self) -> None:
+        """What is done by the clock: progress, descriptions that were lost, the portable index."""
+        index_at = anyio.current_time() + INDEX_DELAY_S
+        progress = Progress()
+        while True:
+            await anyio.sleep(PROGRESS_S)
+            if self._pipeline is not None:
+                told = progress.step(self._pipeline.pending)
+                if told is not None:
+                    self.hub.announce_progress(*told)
+            self._read_undescribed()
+            if anyio.current_time() >= index_at:
+                index_at = anyio.current_time() + INDEX_DELAY_S
+                await self._export_index()
+
+    def _read_undescribed(self) -> None:
+        """Read again what was described while the state could not be written."""
+        if not self._journal.undescribed or not self._journal.durable or self._pipeline is None:
+            return
+        ids, self._journal.undescribed = self._journal.undescribed, set()
+        by_name = {root.name: root for root in self.roots}
+        records = [record for checkpoint_id in ids if (record := self.catalog.get(checkpoint_id)) is not None]
+        keys = [Key(by_name[r.entry.root], r.relative_path) for r in records if r.entry.root in by_name]
+        self._pipeline.hint(keys, must_read=True)
+
+    async def _export_index(self) -> None:
+        if not self.settings.export_index:
+            return
+        due, self._unindexed = self._unindexed, set()
+        for root in self.roots:
+            if root.name in due:
+                records = [record for record in self.catalog if record.entry.root == root.name]
+                await anyio.to_thread.run_sync(self._write_index, root, records)
+
+    def _write_index(self, root: Root, records: Sequence[Record]) -> None:
+        """Runs in a thread."""
+        if not self._locks[root].held():
+            return
+        try:
+            root_fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                write_index(root_fd, index_of(records))
+            finally:
+                os.close(root_fd)
+        except OSError as error:
+            self._log.warning("the portable index was not written", root=root.name, error=error.strerror)
+
+    def _note_unindexed(self, batch: Batch) -> None:
+        for item in batch.items:
+            if not isinstance(item, Tombstone):
+                self._unindexed.add(item.entry.root)
+            else:
+                self._unindexed.update(root.name for root in self.roots)
+
+    # ---- parts ---------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def _make_pool(self) -> AsyncIterator[WorkerPool]:
+        settings = self.settings
+        async with WorkerPool(
+            workers=settings.workers,
+            memory_mb=settings.worker_memory_mb,
+            timeout_s=settings.worker_timeout_s,
+            log=self._log,
+        ) as pool:
+            self._pool = pool
+            yield pool
+
+    def _make_pipeline(self, pool: WorkerPool) -> Pipeline:
+        return Pipeline(
+            catalog=self.catalog,
+            journal=self._journal,
+            pool=pool,
+            sidecars=self._sidecars,
+            viewers=[self._make_viewer(root) for root in self.roots],
+            settle=Settle(quiet_s=self.settings.quiet_s, abandoned_s=self.settings.abandoned_s),
+            on_looked=self._looked,
+            on_problem=self._problem,
+            metrics=self.metrics,
+            log=self._log,
+        )
+
+    def _make_viewer(self, root: Root) -> Viewer:
+        filesystems = Filesystems()
+        mounts = self._mounts[root]
+        return Viewer(
+            root=root,
+            roots=self.roots,
+            suffixes=self.settings.suffixes,
+            allowed_targets=self._allowed_targets,
+            is_deletion=functools.partial(filesystems.is_deletion, mounts),
+        )
+
+    def _make_tree(self, root: Root, pipeline: Pipeline) -> Tree:
+        return Tree(
+            root,
+            catalog=self.catalog,
+            pipeline=pipeline,
+            completeness=self._completeness,
+            mounts=self._mounts[root],
+            save_mounts=self._save_mounts,
+            may_write=lambda root: self._locks[root].held(),
+            on_swept=self._swept,
+            allowed_targets=self._allowed_targets,
+            settings=self.settings,
+            log=self._log,
+        )
+
+    def _load_mounts(self, root: Root) -> MountTable:
+        kept = self._state.get_meta(f"mounts:{root.name}")
+        try:
+            return MountTable() if kept is None else msgspec.json.decode(kept, type=KeptMounts).table()
+        except msgspec.MsgspecError:
+            return MountTable()
+
+    async def _save_mounts(self, root: Root, mounts: MountTable) -> None:
+        text = msgspec.json.encode(KeptMounts.of(mounts)).decode()
+        if self._saved_mounts.get(root) == text:
+            return
+        try:
+            await self._journal.write(lambda: self._state.set_meta(f"mounts:{root.name}", text))
+            self._saved_mounts[root] = text
+        except StateError as error:
+            self._log.warning("what is mounted could not be kept in the state", error=str(error))
+
+    def _looked(self, key: Key) -> None:
+        self._completeness.looked(key)
+        self._trees[key.root].looked()
+
+    def _swept(self, report: SweepReport) -> None:
+        self.metrics.sweep_seconds.observe(report.seconds)
+
+    def _problem(self, what: str, path: str, message: str) -> None:
+        self._errors.append(RecentError(at=time.time(), what=what, path=path, message=message))
+
+
+class KeptMounts(msgspec.Struct, frozen=True):
+    """A mount table as the state keeps it: pairs, because JSON's keys are text and paths are bytes."""
+
+    known: list[tuple[bytes, str]]
+    lost: list[tuple[bytes, str]]
+
+    @classmethod
+    def of(cls, mounts: MountTable) -> Self:
+        """What is to be kept."""
+        return cls(sorted(mounts.known.items()), sorted(mounts.lost.items()))
+
+    def table(self) -> MountTable:
+        """What was kept."""
+        return MountTable(dict(self.known), dict(self.lost))
+
+
+class Progress:
+    """Turns the number of pending paths into "done of total", for spells of work that are worth showing."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._before = 0
+
+    def step(self, pending: int) -> tuple[int, int] | None:
+        """What to announce now, given how many paths are pending; None for nothing."""
+        if not self._total and pending < PROGRESS_FROM:
+            return None
+        self._total += max(0, pending - self._before) if self._total else pending
+        self._before = pending
+        done = self._total - pending
+        told = (done, self._total)
+        if not pending:
+            self._total = self._before = 0
+        return told
+
+
+def boot_id() -> str:
+    """This boot's id; empty where the kernel does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _settle_memory() -> None:
+    """What was loaded stays: keeping the collector out of it more than halves its longest pauses (measured)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)

@@ -1,0 +1,308 @@
+"""SidecarWriter: writes what is missing beside checkpoints, after the news is out, and recognises its own writes.
+
+It waits `sidecar_delay_s` so that a training's callback can write its better one. A directory that cannot be written is
+warned of once; the metadata of its checkpoints then lives in the state, and it is tried again after a while.
+"""
+
+import collections
+import errno
+import heapq
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from ckptd.catalog.describe import sidecar_for
+from ckptd.catalog.description import Description, SidecarStatus
+from ckptd.catalog.entry import CheckpointId, FindingRef, Health, MetadataSource, Record
+from ckptd.catalog.roots import Root, open_beneath
+from ckptd.catalog.sidecar import remove_sidecar, render, sidecar_path, write_sidecar
+from ckptd.catalog.store import Catalog, Change
+from ckptd.validators.findings import Finding, finding
+from ckptd.validators.inspection import FileIdentity
+from ckptd.validators.reader import identity_of
+
+from .journal import Journal
+
+WRITERS = 4
+"""Sidecars written at the same time: each waits for two fsyncs."""
+
+RETRY_UNWRITABLE_S = 600.0
+"""A directory that refused a sidecar is tried again after this time."""
+
+RETRY_FAILED_S = 60.0
+"""After a full disk or an I/O error."""
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REPLACED = frozenset({"metadata.missing", "metadata.stale", "metadata.unwritable"})
+
+
+class _Wanted(NamedTuple):
+    root: Root
+    id: CheckpointId
+    file: FileIdentity
+
+
+class _Written(msgspec.Struct, frozen=True):
+    description: Description
+    identity: FileIdentity
+
+
+class _Refused(msgspec.Struct, frozen=True):
+    error: OSError
+    description: Description
+
+
+class SidecarWriter:
+    """Owns the sidecars that are still to be written."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        journal: Journal,
+        describe: Callable[[CheckpointId], Description | None],
+        may_write: Callable[[Root], bool],
+        enabled: bool,
+        long_name: bool,
+        delay_s: float,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        """Args:
+        describe: the stored description of an entry, without its tensors; called in a thread.
+        may_write: whether this process is the one that writes into a root; called in a thread.
+        enabled: False keeps all metadata in the state.
+        """
+        self._catalog = catalog
+        self._journal = journal
+        self._describe = describe
+        self._may_write = may_write
+        self._enabled = enabled
+        self._long_name = long_name
+        self._delay_s = delay_s
+        self._log = log
+        self._queue: list[tuple[float, int, _Wanted]] = []
+        self._order = itertools.count()
+        self._wake = anyio.Event()
+        self._limiter = anyio.CapacityLimiter(WRITERS)
+        self._unwritable: dict[tuple[Root, bytes], float] = {}
+        self._under_way: collections.Counter[CheckpointId] = collections.Counter()
+        self._closing = False
+        self.skipped = 0
+        """Sidecars that could not be written where they belong."""
+        self.written = 0
+
+    @property
+    def pending(self) -> int:
+        """Sidecars that are still to be written."""
+        return len(self._queue) + self._under_way.total()
+
+    def consider(self, root: Root, record: Record, sidecar: SidecarStatus) -> None:
+        """Write a sidecar for a published checkpoint later, if it needs one."""
+        entry = record.entry
+        replaceable = sidecar in (SidecarStatus.NONE, SidecarStatus.STALE_OURS)
+        if entry.health is not Health.VALID or entry.alias_of is not None or not replaceable:
+            return
+        self._schedule(_Wanted(root, entry.id, record.identities.file), self._delay_s)
+
+    def consider_known(self, roots: Sequence[Root]) -> None:
+        """At start: take up again what an earlier run did not get to."""
+        by_name = {root.name: root for root in roots}
+        for record in self._catalog:
+            without = record.entry.metadata_source in (MetadataSource.NONE, MetadataSource.STATE)
+            stale = any(ref.code == "metadata.stale" for ref in record.entry.findings)
+            if record.entry.root in by_name and without and (stale or not record.identities.sidecars):
+                self.consider(by_name[record.entry.root], record, SidecarStatus.NONE)
+
+    async def checkpoint_gone(self, root: Root, record: Record) -> None:
+        """Remove our sidecar of a checkpoint that was deleted; never anybody else's."""
+        if record.entry.metadata_source is not MetadataSource.DAEMON or not self._enabled:
+            return
+        try:
+            await anyio.to_thread.run_sync(self._remove, root, record.relative_path)
+        except OSError as error:
+            self._log.warning(
+                "sidecar of a deleted checkpoint not removed", path=record.entry.checkpoint_path, error=str(error)
+            )
+
+    def close(self) -> None:
+        """Begin no more sidecars; those under way end. The rest is taken up by the next run."""
+        self._closing = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write what is due until closed."""
+        async with anyio.create_task_group() as writers:
+            while not self._closing:
+                while self._queue and self._queue[0][0] <= anyio.current_time() and self._limiter.available_tokens:
+                    _, _, wanted = heapq.heappop(self._queue)
+                    self._under_way[wanted.id] += 1
+                    await self._limiter.acquire_on_behalf_of(wanted)
+                    writers.start_soon(self._write_one, wanted)
+                free = self._limiter.available_tokens > 0
+                deadline = self._queue[0][0] if self._queue and free else math.inf
+                with anyio.CancelScope(deadline=deadline):
+                    await self._wake.wait()
+                self._wake = anyio.Event()
+
+    # ---- inside --------------------------------------------------------------------------------------------
+
+    def _schedule(self, wanted: _Wanted, delay_s: float) -> None:
+        heapq.heappush(self._queue, (anyio.current_time() + delay_s, next(self._order), wanted))
+        self._wake.set()
+
+    async def _write_one(self, wanted: _Wanted) -> None:
+        try:
+            record = self._catalog.get(wanted.id)
+            if record is not None and _still_wanted(record, wanted):
+                await self._write_for(record, wanted)
+        except Exception as error:  # noqa: BLE001
+            # The rim of one sidecar: the checkpoint is listed all the same.
+            self._log.exception("a sidecar could not be written", id=wanted.id, error=repr(error))
+        finally:
+            self._limiter.release_on_behalf_of(wanted)
+            self._under_way[wanted.id] -= 1
+            if not self._under_way[wanted.id]:
+                del self._under_way[wanted.id]
+            self._wake.set()
+
+    async def _write_for(self, record: Record, wanted: _Wanted) -> None:
+        outcome = await anyio.to_thread.run_sync(self._write, record, wanted)
+        match outcome:
+            case _Written():
+                self.written += 1
+                written = outcome
+                change = Change(wanted.id, lambda current: _with_sidecar(current, wanted, written))
+                await self._journal.submit(change, amended=outcome.description)
+            case _Refused():
+                self.skipped += 1
+                refused = outcome.description
+                change = Change(wanted.id, lambda current: _in_state(current, wanted, refused))
+                await self._journal.submit(change, amended=outcome.description)
+                if outcome.error.errno not in _REFUSED:
+                    self._schedule(wanted, RETRY_FAILED_S)
+            case None:
+                pass  # the file changed meanwhile: a look at it is due, and considers its sidecar anew
+
+    def _write(self, record: Record, wanted: _Wanted) -> _Written | _Refused | None:
+        """Runs in a thread."""
+        description = self._describe(wanted.id)
+        if description is None or description.inspection.identity != wanted.file:
+            return None
+        directory = os.path.dirname(record.relative_path)
+        if not self._enabled:
+            return _Refused(OSError(errno.EPERM, "sidecars are off"), _kept(description, None))
+        try:
+            if not self._may_write(wanted.root):
+                raise PermissionError(errno.EACCES, "another process writes this tree's sidecars")
+            if self._unwritable.get((wanted.root, directory), -math.inf) > time.monotonic():
+                raise PermissionError(errno.EACCES, "the directory refused a sidecar a short while ago")
+            return self._write_file(description, record.relative_path, wanted)
+        except OSError as error:
+            return self._refused(error, description, wanted.root, directory)
+
+    def _write_file(self, description: Description, path: bytes, wanted: _Wanted) -> _Written | None:
+        root_fd = os.open(wanted.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = open_beneath(root_fd, path)
+            try:
+                status = os.fstat(fd)
+            finally:
+                os.close(fd)
+            if identity_of(status) != wanted.file:
+                return None
+            metadata = sidecar_for(description)
+            identity = write_sidecar(
+                root_fd,
+                sidecar_path(path, long_name=self._long_name),
+                render(metadata, description.user),
+                like=status,
+                replace_ours=description.sidecar is SidecarStatus.STALE_OURS,
+            )
+        finally:
+            os.close(root_fd)
+        findings = tuple(f for f in description.findings if f.code not in _REPLACED)
+        return _Written(
+            msgspec.structs.replace(
+                description,
+                metadata=metadata,
+                findings=findings,
+                sidecar=SidecarStatus.OURS,
+                sidecar_identities=(identity,),
+            ),
+            identity,
+        )
+
+    def _refused(self, error: OSError, description: Description, root: Root, directory: bytes) -> _Refused | None:
+        if isinstance(error, FileExistsError) or error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return None  # somebody was faster, or the checkpoint is gone: a look at it is due
+        if error.errno in _REFUSED and (root, directory) not in self._unwritable:
+            self._log.warning(
+                "sidecars cannot be written here; the metadata is kept in the state",
+                directory=os.fsdecode(root.join(directory)),
+                error=error.strerror,
+                remedy="give the daemon write access, or set sidecars: off",
+            )
+        elif error.errno not in _REFUSED:
+            self._log.warning(
+                "a sidecar could not be written; tried again later",
+                directory=os.fsdecode(root.join(directory)),
+                error=error.strerror,
+            )
+        if error.errno in _REFUSED:
+            self._unwritable[root, directory] = time.monotonic() + RETRY_UNWRITABLE_S
+        problem = finding("metadata.unwritable", f"the sidecar could not be written: {error.strerror}")
+        return _Refused(error, _kept(description, problem))
+
+    def _remove(self, root: Root, path: bytes) -> None:
+        if not self._may_write(root):
+            return
+        root_fd = os.open(root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for long_name in (True, False):
+                remove_sidecar(root_fd, sidecar_path(path, long_name=long_name))
+        finally:
+            os.close(root_fd)
+
+
+def _still_wanted(record: Record, wanted: _Wanted) -> bool:
+    return (
+        record.identities.file == wanted.file
+        and record.entry.health is Health.VALID
+        and record.entry.metadata_source in (MetadataSource.NONE, MetadataSource.STATE)
+    )
+
+
+def _kept(description: Description, problem: Finding | None) -> Description:
+    findings = tuple(f for f in description.findings if f.code not in _REPLACED)
+    return msgspec.structs.replace(description, findings=findings if problem is None else (*findings, problem))
+
+
+def _with_sidecar(current: Record | None, wanted: _Wanted, written: _Written) -> Record | None:
+    if current is None or not _still_wanted(current, wanted):
+        return None
+    identities = msgspec.structs.replace(current.identities, sidecars=(written.identity,))
+    return _amended(current, identities=identities, source=MetadataSource.DAEMON, description=written.description)
+
+
+def _in_state(current: Record | None, wanted: _Wanted, description: Description) -> Record | None:
+    if current is None or not _still_wanted(current, wanted):
+        return None
+    return _amended(current, identities=current.identities, source=MetadataSource.STATE, description=description)
+
+
+def _amended(current: Record, *, identities: object, source: MetadataSource, description: Description) -> Record:
+    entry = msgspec.structs.replace(
+        current.entry,
+        has_metadata=True,
+        metadata_source=source,
+        findings=tuple(FindingRef(f.code, f.severity) for f in description.findings),
+    )
+    return msgspec.structs.replace(current, entry=entry, identities=identities)

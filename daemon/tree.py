@@ -1,0 +1,286 @@
+"""Tree: one root, kept current; the watcher's hints and the sweeps become paths to look at."""
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from ckptd.catalog.experiment import checkpoints_of_config, checkpoints_of_sidecar, scope_of
+from ckptd.catalog.roots import Root, is_checkpoint_name
+from ckptd.catalog.sidecar import clean_leftovers
+from ckptd.catalog.store import Catalog
+
+from .completeness import Completeness, SweepSchedule, Ticket
+from .mounts import MountTable, is_beneath
+from .pipeline import Key, Pipeline
+from .settings import Settings
+from .status import RootStatus
+from .sweep import SweepReport, sweep_root, sweep_unopened
+from .watcher import Hints, WatcherState, watch_root
+
+
+class _Waiter(NamedTuple):
+    """Somebody waits for a sweep that begins from now on."""
+
+    full: bool
+    done: anyio.Event
+
+
+class _Proof(NamedTuple):
+    """A sweep that ended, and those who wait until everything that it found is published."""
+
+    ticket: Ticket[Key]
+    waiters: list[_Waiter]
+
+
+class Tree:
+    """Keeps one root current. `run` owns its watch and its sweeps."""
+
+    def __init__(
+        self,
+        root: Root,
+        *,
+        catalog: Catalog,
+        pipeline: Pipeline,
+        completeness: Completeness[Key],
+        mounts: MountTable,
+        save_mounts: Callable[[Root, MountTable], Awaitable[None]],
+        may_write: Callable[[Root], bool],
+        on_swept: Callable[[SweepReport], None],
+        allowed_targets: Sequence[bytes],
+        settings: Settings,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        """Args:
+        save_mounts: makes what a sweep learned of the mounts durable.
+        may_write: whether left-over temporary files may be removed there; called in a thread.
+        on_swept: told of each sweep of the whole root.
+        allowed_targets: directories outside the roots into which links may lead.
+        """
+        self.root = root
+        self.watching = WatcherState()
+        self.online = False
+        self.skipped_links = 0
+        self.odd: Mapping[bytes, str] = {}
+        self.last_error: str | None = None
+        self.last_sweep_s: float | None = None
+        self.sweep_started_at: float | None = None
+        self._catalog = catalog
+        self._pipeline = pipeline
+        self._completeness = completeness
+        self._mounts = mounts
+        self._save_mounts = save_mounts
+        self._may_write = may_write
+        self._on_swept = on_swept
+        self._allowed_targets = allowed_targets
+        self._settings = settings
+        self._log = log
+        self._schedule = SweepSchedule(min_s=settings.sweep_min_s, cpu=settings.sweep_cpu)
+        self._waiters: list[_Waiter] = []
+        self._proofs: list[_Proof] = []
+        self._subtrees: set[bytes] = set()
+        self._wake_sweep = anyio.Event()
+        self._wake_scan = anyio.Event()
+        # Threads of its own: a root on a hanging disk must not use up those of the others.
+        self._sweep_thread = anyio.CapacityLimiter(1)
+        self._scan_thread = anyio.CapacityLimiter(1)
+
+    # ---- for others ----------------------------------------------------------------------------------------
+
+    @property
+    def sweep_gap_s(self) -> float:
+        """From one sweep to the next, in seconds, if all is well."""
+        return self._schedule.gap_s + (self.last_sweep_s or 0.0)
+
+    async def sweep_now(self, *, full: bool) -> None:
+        """Wait for a sweep that begins from now on, until everything that it found is published.
+
+        Args:
+            full: every checkpoint is read again, and what is mounted now is taken for what belongs there.
+        """
+        waiter = _Waiter(full, anyio.Event())
+        self._waiters.append(waiter)
+        self._request_sweep()
+        await waiter.done.wait()
+
+    def looked(self) -> None:
+        """A look at some path of this root ended: a sweep may have become a proof."""
+        open_proofs = [proof for proof in self._proofs if not self._is_settled(proof.ticket)]
+        if len(open_proofs) < len(self._proofs):
+            for proof in self._proofs:
+                if proof not in open_proofs:
+                    for waiter in proof.waiters:
+                        waiter.done.set()
+            self._proofs = open_proofs
+
+    def on_hints(self, hints: Hints) -> None:
+        """Take up what the watcher says."""
+        self._pipeline.hint(self._keys_of(hints.files))
+        scopes = {scope for path in hints.files if (scope := scope_of(path)) is not None}
+        if hints.directories or scopes:
+            self._subtrees |= hints.directories | scopes
+            self._wake_scan.set()
+        if hints.everything:
+            self._request_sweep()
+
+    async def run(self) -> None:
+        """Watch and sweep until cancelled."""
+        settings = self._settings
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                partial(
+                    watch_root,
+                    self.root,
+                    self.on_hints,
+                    log=self._log,
+                    state=self.watching,
+                    step_ms=settings.watch_step_ms,
+                    debounce_ms=settings.watch_debounce_ms,
+                    poll_s=settings.poll_s,
+                )
+            )
+            tasks.start_soon(self._sweep_forever)
+            tasks.start_soon(self._scan_forever)
+
+    # ---- sweeps of the whole root --------------------------------------------------------------------------
+
+    def _request_sweep(self) -> None:
+        self._schedule.request(anyio.current_time())
+        self._wake_sweep.set()
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            due_at = self._schedule.due_at()
+            assert due_at is not None
+            if due_at <= anyio.current_time():
+                await self._sweep()
+                continue
+            with anyio.CancelScope(deadline=due_at):
+                await self._wake_sweep.wait()
+            self._wake_sweep = anyio.Event()
+
+    async def _sweep(self) -> None:
+        self._schedule.began()
+        waiters, self._waiters = self._waiters, []
+        full = any(waiter.full for waiter in waiters)
+        if full:
+            self._mounts.accept()
+        self.sweep_started_at = time.time()
+        under_way = [key for key in self._pipeline.repeat_looks_under_way() if key.root == self.root]
+        ticket = self._completeness.begin(self.root.name, self.sweep_started_at)
+        ticket.expects(under_way, under_way=under_way)
+        self._proofs.append(_Proof(ticket, waiters))
+        report = await anyio.to_thread.run_sync(
+            self._sweep_in_thread, b"", limiter=self._sweep_thread, abandon_on_cancel=True
+        )
+        suspects = dict.fromkeys(report.suspects)
+        if full:
+            suspects |= dict.fromkeys(self._catalog.paths(self.root.name))
+        keys = [Key(self.root, path) for path in suspects]
+        ticket.expects(keys)
+        self._pipeline.hint(keys, must_read=full)
+        self._note(report)
+        if report.ok:
+            await self._save_mounts(self.root, self._mounts)
+        ticket.ended(report.ok)
+        self._schedule.ended(anyio.current_time(), report.cpu_s)
+        self.sweep_started_at = None
+        self._on_swept(report)
+        self.looked()
+
+    def _sweep_in_thread(self, subtree: bytes) -> SweepReport:
+        try:
+            root_fd = os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            return sweep_unopened(self.root, self._catalog, error)
+        try:
+            report = sweep_root(
+                self.root,
+                root_fd,
+                self._catalog,
+                mounts=self._mounts,
+                suffixes=self._settings.suffixes,
+                subtree=subtree,
+                follow_links=self._allowed_targets,
+            )
+            if not subtree:
+                self._after_whole_sweep(root_fd, report)
+        finally:
+            os.close(root_fd)
+        return report
+
+    def _after_whole_sweep(self, root_fd: int, report: SweepReport) -> None:
+        """Runs in the sweep's thread: what takes the disk, but is no news."""
+        if report.leftovers and self._may_write(self.root):
+            for directory in {os.path.dirname(path) for path in report.leftovers}:
+                try:
+                    clean_leftovers(root_fd, directory)
+                except OSError as error:
+                    self._log.warning("left-over temporary files stay", error=str(error))
+
+    def _note(self, report: SweepReport) -> None:
+        self.last_sweep_s = report.seconds
+        self.skipped_links = report.skipped_links
+        self.odd = report.odd
+        online = report.directories > 0
+        if self.online and not online:
+            self._log.warning("root is offline; what was known stays listed", root=self.root.name, error=report.error)
+        elif online and not self.online and self.last_sweep_s is not None:
+            self._log.info("root is online", root=self.root.name, checkpoints=report.checkpoints)
+        self.online = online
+        unlisted = next((f"{os.fsdecode(path)}: {why}" for path, why in report.unreachable.items()), None)
+        self.last_error = report.error or unlisted
+        self._completeness.set_attribute_cache(self.root.name, report.attribute_cache_s)
+
+    def _is_settled(self, ticket: Ticket[Key]) -> bool:
+        if ticket.is_proof or ticket.ended_well is False:
+            return True
+        proved = self._completeness.proved(self.root.name)
+        return proved is not None and proved >= ticket.started_at
+
+    # ---- scans of what has just changed --------------------------------------------------------------------
+
+    async def _scan_forever(self) -> None:
+        while True:
+            await self._wake_scan.wait()
+            self._wake_scan = anyio.Event()
+            while self._subtrees:
+                subtree = min(self._subtrees)  # an outer directory sorts before those inside it
+                self._subtrees = {other for other in self._subtrees if not is_beneath(other, subtree)}
+                if not subtree:
+                    self._request_sweep()
+                    continue
+                report = await anyio.to_thread.run_sync(
+                    self._sweep_in_thread, subtree, limiter=self._scan_thread, abandon_on_cancel=True
+                )
+                self._pipeline.hint(Key(self.root, path) for path in report.suspects)
+
+    def _keys_of(self, paths: Iterable[bytes]) -> Iterator[Key]:
+        """The checkpoints that changed files may concern."""
+        suffixes = self._settings.suffixes
+        for path in paths:
+            directory, name = os.path.split(path)
+            if is_checkpoint_name(name, suffixes):
+                yield Key(self.root, path)
+            for concerned in (*checkpoints_of_sidecar(name, suffixes), *checkpoints_of_config(name, suffixes)):
+                candidate = os.path.join(directory, concerned)
+                if self._catalog.find(self.root.name, candidate) is not None:
+                    yield Key(self.root, candidate)
+
+
+def root_status(tree: Tree, completeness: Completeness[Key]) -> RootStatus:
+    """One root as health shows it."""
+    return RootStatus(
+        path=tree.root.name,
+        online=tree.online,
+        watching=tree.watching.watching,
+        complete_as_of=completeness.complete_as_of(tree.root.name),
+        sweep_started_at=tree.sweep_started_at,
+        last_sweep_s=tree.last_sweep_s,
+        last_error=tree.last_error or tree.watching.last_error,
+    )
