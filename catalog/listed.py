@@ -94,17 +94,23 @@ class ListedFiles(DirectFiles):
 
     def _listing(self, directory: bytes) -> frozenset[bytes] | None:
         """The names in a directory; None where only the disk itself can tell (a link, or beneath one)."""
-        if directory in self._listings:
-            self._listings.move_to_end(directory)
-            return self._listings[directory]
-        if directory:
-            above, _, name = directory.rpartition(b"/")
-            listing = self._listing(above)
-            if listing is None:
+        unknown: list[bytes] = []
+        nearest = directory
+        while nearest not in self._listings:
+            unknown.append(nearest)
+            if not nearest:
+                break
+            nearest = nearest.rpartition(b"/")[0]
+        listing = self._listings.get(nearest)
+        if nearest in self._listings:
+            self._listings.move_to_end(nearest)
+        for path in reversed(unknown):
+            if path and listing is None:
                 return None
-            if name not in listing:
+            if path and listing is not None and path.rpartition(b"/")[2] not in listing:
                 return frozenset()
-        return self._keep(directory, self._read(directory))
+            listing = self._keep(path, self._read(path))
+        return listing
 
     def _read(self, directory: bytes) -> frozenset[bytes] | None:
         names = super().names(directory)
