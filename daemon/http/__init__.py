@@ -2,6 +2,7 @@
 
 from .app import CatalogApp, build_app
 from .events import EventHub
+from .mounted import create_app
 from .security import AccessError, AccessPolicy
 
-__all__ = ["AccessError", "AccessPolicy", "CatalogApp", "EventHub", "build_app"]
+__all__ = ["AccessError", "AccessPolicy", "CatalogApp", "EventHub", "build_app", "create_app"]

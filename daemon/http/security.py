@@ -51,6 +51,7 @@ class AccessPolicy:
         origins: Iterable[str] = (),
         token_path: str | None = None,
         warnings: Iterable[str] = (),
+        trust_unix_socket: bool = True,
     ) -> None:
         """Args:
         token: what a caller must know; None lets everyone read who reaches the socket.
@@ -58,11 +59,13 @@ class AccessPolicy:
         origins: of pages elsewhere that may read.
         token_path: where the token was read from, for `reload`.
         warnings: for the operator.
+        trust_unix_socket: who can open the socket needs no other proof.
         """
         self.hosts = hosts
         self.origins = frozenset(origins)
         self.token_path = token_path
         self.warnings = tuple(warnings)
+        self.trust_unix_socket = trust_unix_socket
         self._use(token)
 
     @classmethod
@@ -135,7 +138,7 @@ class AccessPolicy:
         Raises:
             ProblemError: with status 421, 403 or 401.
         """
-        if path == "/health" or is_unix_socket(scope):
+        if path == "/health" or (self.trust_unix_socket and is_unix_socket(scope)):
             return  # liveness tells nothing; the socket lies in a directory of the owner's
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         self._check_host(headers)
@@ -145,7 +148,8 @@ class AccessPolicy:
             raise ProblemError(
                 401,
                 "this catalog is read with a token",
-                remedy="send `Authorization: Bearer <token>`, or open /?token=<token> in a browser; `ckptd token` prints it",
+                remedy="send `Authorization: Bearer <token>`, or open /?token=<token> in a browser; "
+                "`ckptd token` prints it",
                 field="Authorization",
                 headers={"WWW-Authenticate": 'Bearer realm="ckptd"'},
             )

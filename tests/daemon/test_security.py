@@ -192,6 +192,9 @@ async def test_the_unix_socket_needs_no_token_unless_a_proxy_speaks_through_it(
     async with serving(backend, AccessPolicy(TOKEN, hosts=LOOPBACK), uds=path) as server, server.client() as http:
         assert (await http.get("/checkpoints")).status_code == 200
         assert (await http.post("/rebuild")).status_code == 202
+        server.app._access.trust_unix_socket = False  # as where another application owns the socket
+        assert (await http.get("/checkpoints")).status_code == 401
+        server.app._access.trust_unix_socket = True
         for header in ("X-Forwarded-For", "Forwarded", "Via"):
             assert (await http.get("/checkpoints", headers={header: "for=192.0.2.1"})).status_code == 401
 
