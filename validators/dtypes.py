@@ -5,8 +5,11 @@ from typing import NoReturn
 import msgspec
 
 
-class Dtype(msgspec.Struct, frozen=True, gc=False):
-    """What stands for a `torch.dtype`, and for a storage class, which is written in its place."""
+class Dtype(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What stands for a `torch.dtype`, and for a storage class, which is written in its place.
+
+    There is one object for each, compared by identity: hashing by value would cost more than the counting it serves.
+    """
 
     name: str
     """torch's name without the prefix."""

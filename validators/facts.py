@@ -8,11 +8,13 @@ from typing import Any
 import msgspec
 
 from . import standins
+from .dtypes import Dtype
+from .errors import Corrupt
 from .inspection import CallbackState, Plain
 from .plain import clip, key_text, to_plain
 from .scalars import ScalarReader
 from .standins import Opaque
-from .tensors import Collector, TensorTable, make_table, repeated
+from .tensors import SCALARS, Collector, TensorTable, make_table, repeated
 
 WEIGHT_KEYS = (
     "state_dict",
@@ -27,9 +29,6 @@ WEIGHT_KEYS = (
 )
 """Where trainers put the weights, the most telling first: Lightning, PyTorch's tutorials, DeepSpeed, others."""
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Put before every name by DataParallel, torch.compile, and the habit of calling the one child `model`."""
-
 _STEP_KEYS = ("global_step", "step", "iteration", "iterations")
 _HYPER_PARAMETER_KEYS = ("hyper_parameters", "hparams", "config", "cfg", "args")
 
@@ -42,6 +41,8 @@ _METRIC_WORDS = _words(
     "metric metrics score scores result results eval evaluation val valid validation test loss losses performance"
 )
 _MAX_ITEMS = 200
+_PART = re.compile(r"(?:(?:module|_orig_mod|model)\.)*([^.]*)")
+"""What DataParallel, torch.compile and the habit of calling the one child `model` put before every name; the part."""
 _WORD_BREAK = re.compile(r"[\W_]+")
 _MODE = re.compile(r"'mode': '(min|max)'")
 _MONITOR = re.compile(r"'monitor': '([^']{1,200})'")
@@ -55,12 +56,18 @@ class Segment(msgspec.Struct, frozen=True):
     """"" for the top level itself: a bare state dict."""
     role: str
     table: TensorTable
+    relative_names: list[str]
+    """Names inside the segment: a state dict's own keys."""
 
 
 class Tensors(msgspec.Struct, frozen=True):
-    """All tensors of a checkpoint by segment, in its order."""
+    """All tensors of a checkpoint."""
 
+    table: TensorTable
     segments: tuple[Segment, ...]
+    """Of the table, in its order."""
+    problems: list[Corrupt]
+    """About tensors that are no tensors; those are not in the table."""
 
     def of(self, role: str) -> list[Segment]:
         """The segments of one role."""
@@ -83,47 +90,59 @@ def find_tensors(value: Any) -> Tensors:
         Corrupt: `pickle.limits`, see `tensors.Collector`.
     """
     collector = Collector()
+    marks: list[tuple[str, int, int]] = []
+    bare: dict[Any, Any] = {}
+    for key, part in _parts_of(value):
+        begin = len(collector.found)
+        collector.collect(key, part)
+        if len(collector.found) > begin:
+            marks.append((key, begin, len(collector.found)))
+            bare = part if not key and isinstance(part, dict) else bare
+    table, problems = make_table(collector.names, collector.found)
+    bare_weights = any(map(_has_sides, bare.values())) or isinstance(value, Opaque)
+    weights = _weight_keys({key for key, _, _ in marks}, bare_weights)
+    segments = (_segment(key, key in weights, table.part(begin, end)) for key, begin, end in marks)
+    return Tensors(table, tuple(segments), problems)
+
+
+def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
+    """What lies below each key of the top level; its own tensors first, together, under the name ""."""
     if not isinstance(value, dict):
-        found = collector.collect("", value)
-        role = "weights" if isinstance(value, Opaque) else "other"
-        return Tensors((Segment("", role, make_table(*found)),)) if found[0] else Tensors(())
+        yield "", value
+        return
     bare = {key: child for key, child in value.items() if type(child) in standins.TENSOR_TYPES}
-    parts = {"": collector.collect("", bare)} if bare else {}
+    if bare:
+        yield "", bare
     for key, child in value.items():
-        if key not in bare:
-            parts[key_text(key)] = collector.collect(key_text(key), child)
-    parts = {key: found for key, found in parts.items() if found[0]}
-    weights = _weight_keys(parts.keys(), any(map(_has_sides, bare.values())))
-    return Tensors(
-        tuple(
-            Segment(key, "weights" if key in weights else _other_role(key), make_table(*found))
-            for key, found in parts.items()
-        )
-    )
+        if type(child) not in SCALARS and key not in bare:
+            yield key_text(key), child
+
+
+def _segment(key: str, is_weights: bool, table: TensorTable) -> Segment:
+    start = len(key) + 1 if key else 0
+    names = [name[start:] or name for name in table.names] if start else table.names
+    return Segment(key, "weights" if is_weights else _other_role(key), table, names)
 
 
 def weight_facts(segments: Iterable[Segment]) -> WeightFacts:
     """Count the weights. Memory that several tensors share is counted once."""
-    by_dtype: dict[str, int] = {}
+    by_dtype: dict[Dtype, int] = {}
     by_part: dict[str, int] = {}
-    total, size = 0, 0
     counted = False
     for segment in segments:
         counted = counted or bool(segment.table)
-        columns = (relative_names(segment), segment.table.dtypes, own_elements(segment.table))
-        for name, dtype, numel in zip(*columns, strict=True):
-            total += numel
-            size += numel * dtype.itemsize
-            by_dtype[dtype.name] = by_dtype.get(dtype.name, 0) + numel
-            part = _part(name)
+        elements = own_elements(segment.table)
+        for dtype, numel in zip(segment.table.dtypes, elements, strict=True):
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + numel
+        for part, numel in zip(_parts(segment.relative_names), elements, strict=True):
             by_part[part] = by_part.get(part, 0) + numel
     if not counted:
         return WeightFacts()
     return WeightFacts(
-        n_parameters=min(total, _INT64 - 1),
+        n_parameters=min(sum(by_dtype.values()), _INT64 - 1),
         parameters_by_part={clip(part): min(numel, _INT64 - 1) for part, numel in by_part.items()},
-        weights_bytes=min(size, _INT64 - 1),
-        dtypes=tuple(sorted(by_dtype, key=lambda name: -by_dtype[name])),
+        weights_bytes=min(sum(dtype.itemsize * numel for dtype, numel in by_dtype.items()), _INT64 - 1),
+        dtypes=tuple(dtype.name for dtype in sorted(by_dtype, key=lambda dtype: -by_dtype[dtype])),
     )
 
 
@@ -153,19 +172,6 @@ def own_elements(table: TensorTable) -> list[int]:
         else:
             own.append(min(numel, _claim(reached.setdefault(key, []), offset, offset + extent)))
     return own
-
-
-def relative_names(segment: Segment) -> list[str]:
-    """Names inside the segment: a state dict's own keys."""
-    start = len(segment.key) + 1 if segment.key else 0
-    return [name[start:] or name for name in segment.table.names]
-
-
-def strip_prefixes(name: str) -> str:
-    """`name` without `PREFIXES`, however many."""
-    while name.startswith(PREFIXES):
-        name = name[name.index(".") + 1 :]
-    return name
 
 
 def progress(top: dict[Any, Any], scalars: ScalarReader) -> tuple[int | None, int | None]:
@@ -214,9 +220,8 @@ def metrics(top: dict[Any, Any], scalars: ScalarReader) -> dict[str, float]:
     return found
 
 
-def _weight_keys(keys: Iterable[str], bare_weights: bool) -> set[str]:
+def _weight_keys(keys: set[str], bare_weights: bool) -> set[str]:
     """Which top-level keys hold the weights: the best known one, else all `…state_dict…`, else the bare tensors."""
-    keys = set(keys)
     known = next((key for key in WEIGHT_KEYS if key in keys), None)
     if known is not None:
         return {known}
@@ -234,8 +239,9 @@ def _other_role(key: str) -> str:
     return "optimizer" if "optim" in key.lower() or key.lower() in ("opt", "opt_state") else "other"
 
 
-def _part(name: str) -> str:
-    return strip_prefixes(name).partition(".")[0]
+def _parts(names: list[str]) -> list[str]:
+    """Top-level part of each name, wrappers' prefixes taken off."""
+    return [match[1] if match else "" for match in map(_PART.match, names)]
 
 
 def _claim(taken: list[tuple[int, int]], start: int, end: int) -> int:

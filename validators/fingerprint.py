@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -39,7 +40,8 @@ def content_id(archive: Archive, weights: list[tuple[TensorTable, list[str]]]) -
     """
     if not archive.has_checksums or not any(any(table.keys) for table, _ in weights):
         return None
-    rows = sorted(itertools.chain.from_iterable(_rows(archive, table, names) for table, names in weights))
+    rows = list(itertools.chain.from_iterable(_rows(archive, table, names) for table, names in weights))
+    rows.sort(key=itemgetter(0))
     return f"blake2b:{hashlib.blake2b(msgspec.msgpack.encode(rows), digest_size=_DIGEST_BYTES).hexdigest()}"
 
 

@@ -173,8 +173,8 @@ def _describe(archive: torch_zip.Archive, inert: InertPickle, judged: Inspection
         tensors = facts.find_tensors(inert.value)
     except Corrupt as error:
         return msgspec.structs.replace(judged, findings=(*findings, finding(error.code, error.message)))
-    for segment in tensors.segments:
-        findings += check_structure(segment.table, archive)
+    findings += limited((problem.code, problem.message) for problem in tensors.problems)
+    findings += check_structure(tensors.table, archive)
     weights = tensors.of("weights")
     if not weights:
         findings.append(finding("state_dict.missing", "no dictionary of tensors was found in the checkpoint"))
@@ -186,7 +186,7 @@ def _describe(archive: torch_zip.Archive, inert: InertPickle, judged: Inspection
     return msgspec.structs.replace(
         judged,
         safety=_with_instantiator(judged.safety, top, findings),
-        tensors=tuple(itertools.chain.from_iterable(map(_tensor_infos, tensors.segments))),
+        tensors=tuple(_tensor_infos(tensors)),
         has_state_dict=bool(weights),
         n_parameters=counted.n_parameters,
         parameters_by_part=counted.parameters_by_part,
@@ -200,7 +200,7 @@ def _describe(archive: torch_zip.Archive, inert: InertPickle, judged: Inspection
         callbacks=facts.callbacks(top, scalars),
         metrics=facts.metrics(top, scalars),
         content_id=None if has_problems else _content_id(archive, weights),
-        findings=_merged(findings),
+        findings=tuple(findings),
     )
 
 
@@ -225,11 +225,11 @@ def _with_instantiator(verdict: Safety, top: dict[Any, Any], findings: list[Find
     return Safety.UNSAFE
 
 
-def _tensor_infos(segment: facts.Segment) -> Iterator[TensorInfo]:
-    table = segment.table
+def _tensor_infos(tensors: facts.Tensors) -> Iterator[TensorInfo]:
+    table = tensors.table
     dtypes = [dtype.name for dtype in table.dtypes]
     sizes = [numel * dtype.itemsize for numel, dtype in zip(table.numels, table.dtypes, strict=True)]
-    roles = itertools.repeat(segment.role)
+    roles = itertools.chain.from_iterable(itertools.repeat(s.role, len(s.table)) for s in tensors.segments)
     columns = (table.names, dtypes, table.shapes, table.strides, table.keys, table.offsets, sizes, roles, table.grads)
     infos = map(TensorInfo, *columns)
     return itertools.compress(infos, [not hidden for hidden in table.hidden]) if any(table.hidden) else infos
@@ -237,10 +237,6 @@ def _tensor_infos(segment: facts.Segment) -> Iterator[TensorInfo]:
 
 def _content_id(archive: torch_zip.Archive, weights: list[facts.Segment]) -> str | None:
     # With several state dicts in one file (`generator_state_dict`, …) their keys are part of the names.
-    names = facts.relative_names if len(weights) == 1 else (lambda segment: segment.table.names)
-    return fingerprint.content_id(archive, [(segment.table, names(segment)) for segment in weights])
-
-
-def _merged(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Findings of all segments together, each code within its limit."""
-    return tuple(findings) if len(findings) <= 20 else tuple(limited((f.code, f.message) for f in findings))
+    if len(weights) == 1:
+        return fingerprint.content_id(archive, [(weights[0].table, weights[0].relative_names)])
+    return fingerprint.content_id(archive, [(segment.table, segment.table.names) for segment in weights])

@@ -34,6 +34,8 @@ _NUMPY_FORMATS = {"f2": "e", "f4": "f", "f8": "d", "b1": "?"} | {
 
 def clip(text: str, limit: int = 200) -> str:
     """`text` with lone surrogates and control characters escaped, cut to `limit` characters; fit for a terminal."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text
     text = clean(text[: limit + 1])
     if not text.isprintable():
         text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

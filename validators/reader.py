@@ -6,6 +6,7 @@ is truncated while mapped kills the process by SIGBUS.
 
 import os
 import stat
+from collections.abc import Sequence
 
 from .errors import Changed, Unreadable
 from .inspection import FileIdentity
@@ -34,19 +35,13 @@ class FileReader:
 
     def read(self, offset: int, size: int) -> bytes:
         """Return up to `size` bytes from `offset`; fewer only at the end of the file as it is now."""
-        pieces: list[bytes] = []
-        while size > 0:
-            try:
-                piece = os.pread(self._fd, size, offset)
-            except OSError as error:
-                raise Unreadable(f"reading at byte {offset} failed: {error.strerror}", error.errno) from error
+        data = self._pread(offset, size)
+        while 0 < len(data) < size:  # a signal, or the end of the file
+            piece = self._pread(offset + len(data), size - len(data))
             if not piece:
                 break
-            pieces.append(piece)
-            offset += len(piece)
-            size -= len(piece)
-            self.bytes_read += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            data += piece
+        return data
 
     def read_exactly(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes from `offset`.
@@ -59,6 +54,22 @@ class FileReader:
             raise Changed(f"the file shrank while it was read: {size} bytes wanted at {offset}, {len(data)} there")
         return data
 
+    def read_each(self, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """Return `sizes[i]` bytes from each `offsets[i]`: `read_exactly` without its cost per call.
+
+        Raises:
+            Changed: the file ended earlier than it did when it was opened.
+        """
+        fd, pread = self._fd, os.pread
+        try:
+            pieces = [pread(fd, size, offset) for offset, size in zip(offsets, sizes, strict=True)]
+        except OSError as error:
+            raise Unreadable(f"reading failed: {error.strerror}", error.errno) from error
+        if list(map(len, pieces)) != list(sizes):
+            return [self.read_exactly(offset, size) for offset, size in zip(offsets, sizes, strict=True)]
+        self.bytes_read += sum(sizes)
+        return pieces
+
     def check_unchanged(self) -> None:
         """Compare the file with its state at construction.
 
@@ -67,6 +78,14 @@ class FileReader:
         """
         if identity_of(self._fstat()) != self.identity:
             raise Changed("the file was modified while it was read")
+
+    def _pread(self, offset: int, size: int) -> bytes:
+        try:
+            data = os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise Unreadable(f"reading at byte {offset} failed: {error.strerror}", error.errno) from error
+        self.bytes_read += len(data)
+        return data
 
     def _fstat(self) -> os.stat_result:
         try:

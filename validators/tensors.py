@@ -3,6 +3,8 @@
 Columns and C-level loops (zip, map, set) instead of an object per tensor: 20,000 tensors are checked in milliseconds.
 """
 
+import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
@@ -24,7 +26,8 @@ MAX_RANK = 64
 """Dimensions of a tensor; c10/core, `kMaxDims`-style limits of torch's kernels are 64 and below."""
 MAX_BYTES = 2**62
 
-_SCALARS = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray, Dtype, standins.Device, Storage))
+SCALARS = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray, Dtype, standins.Device, Storage))
+"""Types that hold no tensor."""
 _TRANSPARENT = frozenset(("_parameters", "_buffers", "_modules"))
 """Attributes of `torch.nn.Module` that `state_dict()` leaves out of the names."""
 
@@ -64,63 +67,63 @@ class TensorTable(msgspec.Struct):
     numels: list[int]
     extents: list[int]
     """Elements from the view's first to behind its last, at least as many as it reaches over; 0 for empty ones."""
-    problems: list[Corrupt]
-    """About tensors that are no tensors; those are not in the table."""
+    origins: list[int]
+    """Which of the stand-ins each row is from: one may have hidden rows, or none at all."""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def part(self, begin: int, end: int) -> "TensorTable":
+        """The rows of the stand-ins from `begin` to before `end`."""
+        rows = slice(bisect_left(self.origins, begin), bisect_left(self.origins, end))
+        return TensorTable(*(column[rows] for column in msgspec.structs.astuple(self)))
 
 
 class Collector:
     """Finds the tensors of one checkpoint, without recursion and within `MAX_NODES`; shared objects once."""
 
     def __init__(self) -> None:
+        self.names: list[str] = []
+        self.found: list[Any] = []
         self._seen: set[int] = set()
         self._nodes = 0
 
-    def collect(self, name: str, value: Any) -> tuple[list[str], list[Any]]:
-        """Names and stand-ins of the tensors in `value`, which stands at `name`, in order.
+    def collect(self, name: str, value: Any) -> None:
+        """Add names and stand-ins of the tensors in `value`, which stands at `name`, in order.
 
         Raises:
             Corrupt: `pickle.limits`, there are too many values or the names are too long.
         """
-        names: list[str] = []
-        found: list[Any] = []
+        names, found = self.names, self.found
         stack: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter(((name, value),)))]
         while stack:
             prefix, children = stack[-1]
             for key, child in children:
                 kind = type(child)
-                if kind in _SCALARS:
+                if kind in SCALARS:
                     continue
-                path = self._path(prefix, key)
                 if kind in standins.TENSOR_TYPES:
-                    names.append(path)
+                    names.append(_path(prefix, key))
                     found.append(child)
                     inner = _attributes(child)
                 else:
-                    inner = self._open(child, path, names, found)
-                if inner is not None:
-                    stack.append((path, inner))
-                    break
+                    inner = self._open(child)
+                if inner is None:
+                    continue
+                path = _path(prefix, key)
+                if isinstance(child, dict) and _is_all_tensors(child) and len(path) < MAX_NAME // 2:
+                    names += [f"{path}.{name}" for name in map(clean, child)] if path else map(clean, child)
+                    found += child.values()
+                    continue
+                stack.append((path, inner))
+                break
             else:
                 stack.pop()
-        return names, found
 
-    def _path(self, prefix: str, key: Any) -> str:
-        if type(key) is str and key in _TRANSPARENT:
-            return prefix
-        text = clean(key) if type(key) is str and len(key) <= MAX_NAME else key_text(key)
-        path = f"{prefix}.{text}" if prefix else text
-        if len(path) > MAX_NAME:
-            raise Corrupt("pickle.limits", f"a value's name has more than {MAX_NAME} characters: {clip(path, 80)}")
-        return path
-
-    def _open(self, value: Any, path: str, names: list[str], found: list[Any]) -> Iterator[tuple[Any, Any]] | None:
-        """The children of a container not yet seen; a dictionary of nothing but plain tensors is taken whole."""
-        children: Collection[Any]
+    def _open(self, value: Any) -> Iterator[tuple[Any, Any]] | None:
+        """The children of a container that was not yet seen and holds more than scalars."""
         if isinstance(value, dict):
-            children = value.values()
+            children: Collection[Any] = value.values()
         elif isinstance(value, list | tuple | set | frozenset):
             children = value
         elif isinstance(value, Opaque):
@@ -129,18 +132,9 @@ class Collector:
         else:
             return None
         self._count(len(children))
-        if self._again(value):
+        if SCALARS.issuperset(map(type, children)) or self._again(value):
             return None
-        kinds = set(map(type, children))
-        if kinds <= _SCALARS:
-            return None
-        if not isinstance(value, dict):
-            return enumerate(value)
-        if kinds == {Tensor} and set(map(type, value)) == {str} and max(map(len, value)) + len(path) < MAX_NAME:
-            names += [f"{path}.{key}" for key in map(clean, value)] if path else list(map(clean, value))
-            found += children
-            return None
-        return iter(value.items())
+        return iter(value.items()) if isinstance(value, dict) else enumerate(value)
 
     def _again(self, value: Any) -> bool:
         if id(value) in self._seen:
@@ -154,19 +148,56 @@ class Collector:
             raise Corrupt("pickle.limits", f"the checkpoint holds more than {MAX_NODES:,} values")
 
 
-def make_table(names: list[str], found: list[Any]) -> TensorTable:
+def _path(prefix: str, key: Any) -> str:
+    if type(key) is str:
+        if key in _TRANSPARENT:
+            return prefix
+        text = clean(key[: MAX_NAME + 1])
+    else:
+        text = key_text(key)
+    path = f"{prefix}.{text}" if prefix else text
+    if len(path) > MAX_NAME:
+        raise Corrupt("pickle.limits", f"a value's name has more than {MAX_NAME} characters: {clip(path, 80)}")
+    return path
+
+
+def _is_all_tensors(value: dict[Any, Any]) -> bool:
+    """A state dict as most are, to be taken whole: names to plain tensors, and the names not long."""
+    return set(map(type, value.values())) == {Tensor} and set(map(type, value)) == {str} and max(map(len, value)) < 2000
+
+
+def make_table(names: list[str], found: list[Any]) -> tuple[TensorTable, list[Corrupt]]:
     """Read and check what the stand-ins say. What cannot be a tensor becomes a problem, not a row."""
+    plain = _plain_table(names, found) if found and set(map(type, found)) == {Tensor} else None
+    if plain is not None:
+        return plain, []
+    rows: list[Row] = []
+    origins: list[int] = []
     problems: list[Corrupt] = []
-    columns = _plain_columns(names, found) if set(map(type, found)) == {Tensor} else None
-    if columns is None or not _are_sound(columns):
-        rows: list[Row] = []
-        for name, tensor in zip(names, found, strict=True):
-            try:
-                rows += read_tensor(name, tensor)
-            except Corrupt as problem:
-                problems.append(problem)
-        columns = [list(column) for column in zip(*map(_astuple, rows), strict=True)] or [[] for _ in range(8)]
-    return _table(columns, problems)
+    for index, (name, tensor) in enumerate(zip(names, found, strict=True)):
+        try:
+            read = read_tensor(name, tensor)
+        except Corrupt as problem:
+            problems.append(problem)
+        else:
+            rows += read
+            origins += [index] * len(read)
+    reached = [extent_of(row.shape, row.stride) for row in rows]
+    table = TensorTable(
+        names=[row.name for row in rows],
+        dtypes=[row.dtype for row in rows],
+        shapes=[row.shape for row in rows],
+        strides=[row.stride for row in rows],
+        keys=["" if row.storage is None else row.storage[2] for row in rows],
+        storage_bytes=[0 if row.storage is None else row.storage[4] * row.storage[1].itemsize for row in rows],
+        offsets=[row.offset for row in rows],
+        grads=[row.requires_grad is True for row in rows],
+        hidden=[row.hidden for row in rows],
+        numels=[numel for numel, _ in reached],
+        extents=[extent for _, extent in reached],
+        origins=origins,
+    )
+    return table, problems
 
 
 def read_tensor(name: str, tensor: Any) -> list[Row]:
@@ -214,54 +245,54 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def _astuple(row: Row) -> tuple[Any, ...]:
-    return msgspec.structs.astuple(row)
+def _plain_table(names: list[str], found: list[Any]) -> TensorTable | None:
+    """The table of tensors that are all of the usual kind and without fault, whole columns at once; else None.
 
-
-def _plain_columns(names: list[str], found: list[Any]) -> list[list[Any]] | None:
-    storages, offsets, shapes, strides, grads = (
-        list(column) for column in zip(*map(_PLAIN_FIELDS, found), strict=True)
-    )
+    Types are checked before anything is compared or hashed: a tuple nested 400,000 deep must not be.
+    """
+    storages, offsets, shapes, strides, grads = zip(*map(_PLAIN_FIELDS, found), strict=True)
     if set(map(type, storages)) != {Storage} or set(map(len, storages)) != {5}:
         return None
-    dtypes = [storage[1] for storage in storages]
-    return [names, dtypes, storages, offsets, shapes, strides, grads, [False] * len(names)]
-
-
-def _are_sound(columns: list[list[Any]]) -> bool:
-    """Whether every value has its type and range: the whole columns at once."""
-    _, dtypes, storages, offsets, shapes, strides, _, _ = columns
-    sizes = [storage[4] for storage in storages]
-    keys = [storage[2] for storage in storages]
-    if set(map(type, dtypes)) != {Dtype} or set(map(type, keys)) != {str} or "" in keys:
-        return False
-    if set(map(type, shapes)) | set(map(type, strides)) != {tuple} or list(map(len, shapes)) != list(map(len, strides)):
-        return False
-    numbers = [*sizes, *offsets, *chain.from_iterable(shapes), *chain.from_iterable(strides)]
-    if set(map(type, numbers)) != {int} or max(map(len, shapes)) > MAX_RANK:
-        return False
-    return bool(min(numbers) >= 0 and max(numbers) < MAX_BYTES)
-
-
-def _table(columns: list[list[Any]], problems: list[Corrupt]) -> TensorTable:
-    names, dtypes, storages, offsets, shapes, strides, grads, hidden = columns
+    _, dtypes, keys, _, sizes = zip(*storages, strict=True)
+    if set(map(type, dtypes)) != {Dtype} or set(map(type, keys)) != {str} or set(map(type, grads)) != {bool}:
+        return None
+    if set(map(type, chain(shapes, strides))) != {tuple}:
+        return None
+    sides = chain.from_iterable(chain(shapes, strides))
+    if set(map(type, chain(sizes, offsets, sides))) != {int}:
+        return None
     views = list(zip(shapes, strides, strict=True))
-    extents = {view: extent_of(*view) for view in set(views)}
-    reached = list(map(extents.__getitem__, views))
+    extents = {view: extent_of(*view) for view in set(views) if _is_view(*view)}
+    if len(extents) != len(set(views)) or min(*sizes, *offsets, 0) < 0 or max(*sizes, *offsets, 0) >= MAX_BYTES:
+        return None
+    if "" in keys:
+        return None
+    numels, reached = zip(*map(extents.__getitem__, views), strict=True)
     return TensorTable(
         names=names,
-        dtypes=dtypes,
-        shapes=shapes,
-        strides=strides,
-        keys=["" if storage is None else storage[2] for storage in storages],
-        storage_bytes=[0 if storage is None else storage[4] * storage[1].itemsize for storage in storages],
-        offsets=offsets,
-        grads=[grad is True for grad in grads],
-        hidden=hidden,
-        numels=[numel for numel, _ in reached],
-        extents=[extent for _, extent in reached],
-        problems=problems,
+        dtypes=list(dtypes),
+        shapes=list(shapes),
+        strides=list(strides),
+        keys=list(keys),
+        storage_bytes=[size * dtype.itemsize for size, dtype in zip(sizes, dtypes, strict=True)],
+        offsets=list(offsets),
+        grads=list(grads),
+        hidden=[False] * len(names),
+        numels=list(numels),
+        extents=list(reached),
+        origins=list(range(len(names))),
     )
+
+
+def _is_view(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether integers can be a shape and a stride, and the tensor be one that fits a machine."""
+    if len(shape) != len(stride) or len(shape) > MAX_RANK:
+        return False
+    if not shape:
+        return True
+    if min(*shape, *stride) < 0 or max(*shape, *stride) >= MAX_BYTES:
+        return False
+    return math.prod(shape) < MAX_BYTES // 16
 
 
 def _rows(name: str, tensor: Any, grad: bool) -> Iterable[Row]:

@@ -13,10 +13,12 @@ MAX_FINDINGS = 10
 
 def check_structure(table: TensorTable, archive: Archive) -> list[Finding]:
     """Compare what the pickle says of each tensor with what the archive holds. No byte of a tensor is read."""
-    findings = limited((problem.code, problem.message) for problem in table.problems)
-    findings += limited(("tensor.missing_storage", message) for message in _storage_problems(table, archive))
-    findings += limited(("tensor.out_of_bounds", message) for message in _view_problems(table))
-    return findings
+    return limited(
+        [
+            *(("tensor.missing_storage", message) for message in _storage_problems(table, archive)),
+            *(("tensor.out_of_bounds", message) for message in _view_problems(table)),
+        ]
+    )
 
 
 def limited(problems: Iterable[tuple[str, str]]) -> list[Finding]:

@@ -9,8 +9,7 @@ Section numbers are those of PKWARE's APPNOTE 6.3.10.
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from itertools import repeat
+from itertools import pairwise, repeat
 from operator import add
 
 import msgspec
@@ -36,7 +35,8 @@ _END = struct.Struct("<4s4H2IH")  # 4.3.16, end of central directory
 _END64 = struct.Struct("<4sQ2H2I4Q")  # 4.3.14
 _LOCATOR = struct.Struct("<4sIQI")  # 4.3.15
 _CENTRAL = struct.Struct("<4s6H3I5H2I")  # 4.3.12
-_LOCAL = struct.Struct("<4s5H3I2H")  # 4.3.7
+_LOCAL = struct.Struct("<26s2H")  # 4.3.7: all up to the sizes, then the lengths of name and extra field
+_LOCAL_FIELDS = struct.Struct("<4s5H3I")
 _DESCRIPTOR = struct.Struct("<4s3I")  # 4.3.9, as miniz writes it
 _DESCRIPTOR64 = struct.Struct("<4sI2Q")
 
@@ -124,6 +124,12 @@ class Source:
             return self.whole[offset : offset + size]
         return self._reader.read_exactly(offset, size)
 
+    def read_each(self, offsets: list[int], sizes: list[int]) -> list[bytes]:
+        """Like `read`, for many places at once."""
+        if self.whole is not None:
+            return [self.whole[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
+        return self._reader.read_each(offsets, sizes)
+
 
 class Directory(msgspec.Struct, frozen=True):
     """Where the central directory lies, from an end record that is where the file ends."""
@@ -179,7 +185,7 @@ def read_archive(source: Source, directory: Directory) -> Archive:
     _check_flags(names, columns)
     stem = _check_names(names)
     offsets = _check_local_headers(source, names, columns, directory.offset)
-    texts = list(map(_decode, names))
+    texts = _decode(b"\0".join(names)).split("\0")  # no name holds a NUL; one decoding is 20 times faster than 20,000
     return Archive(
         stem=_decode(stem),
         names=texts,
@@ -357,14 +363,15 @@ def _check_names(names: list[bytes]) -> bytes:
 
     torch looks names up without regard to case (`mz_zip_reader_locate_file_v2`) and takes the first of two.
     """
-    if len(set(map(bytes.lower, names))) != len(names):
+    joined = b"\0".join(names)
+    if joined.count(b"\0") != len(names) - 1 or b"\\" in joined:
+        raise Corrupt(
+            "archive.ambiguous", "a record's name holds a NUL or a backslash, which readers treat differently"
+        )
+    if len(set(joined.lower().split(b"\0"))) != len(names):
         double = Counter(map(bytes.lower, names)).most_common(1)[0][0]
         raise Corrupt(
             "archive.ambiguous", f"record {clip(_decode(double))} is there twice, upper and lower case being equal"
-        )
-    if any(c in b"".join(names) for c in (b"\0", b"\\")):
-        raise Corrupt(
-            "archive.ambiguous", "a record's name holds a NUL or a backslash, which readers treat differently"
         )
     stem, slash, _ = names[0].partition(b"/")
     inside = stem + slash
@@ -386,8 +393,12 @@ def _check_local_headers(source: Source, names: list[bytes], columns: _Columns, 
         columns = _Columns(*([column[i] for i in order] for column in msgspec.structs.astuple(columns)))
     if columns.headers[0] != 0:
         raise Corrupt("archive.ambiguous", f"{columns.headers[0]} bytes lie before the first record")
-    headers = _read_local_headers(source, names, columns, directory_offset)
-    begins = _check_against_entries(headers, names, columns)
+    rows = _read_local_headers(source, names, columns.headers, directory_offset)
+    _check_against_entries(rows, names, columns)
+    begins = [
+        header + _LOCAL.size + name_size + extra_size
+        for header, (_, name_size, extra_size) in zip(columns.headers, rows, strict=True)
+    ]
     ends = list(map(add, begins, columns.packed_sizes))
     gaps = [after - end for after, end in zip([*columns.headers[1:], directory_offset], ends, strict=True)]
     _check_gaps(source, names, columns, ends, gaps)
@@ -397,67 +408,57 @@ def _check_local_headers(source: Source, names: list[bytes], columns: _Columns, 
     return begins
 
 
-class _Headers(msgspec.Struct):
-    rows: list[tuple[int, ...]]
-    names: list[bytes]
-
-
-def _read_local_headers(source: Source, names: list[bytes], columns: _Columns, directory_offset: int) -> _Headers:
-    """Read the fixed part and the name of each header; those near each other in one go."""
-    headers = columns.headers
-    rows: list[tuple[int, ...]] = []
-    found: list[bytes] = []
-    fixed, unpack = _LOCAL.size, _LOCAL.unpack_from
-    lengths = list(map(len, names))
-    begin, count = 0, len(headers)
-    while begin < count:
-        end = begin + 1
-        start = headers[begin]
-        limit = start + MAX_RUN_BYTES
-        reach = start + fixed + lengths[begin]
-        while end < count and headers[end] - reach < NEIGHBOUR_BYTES and headers[end] < limit:
-            reach = headers[end] + fixed + lengths[end]
-            end += 1
-        if reach > directory_offset:
-            raise Corrupt("archive.malformed", f"record {clip(_decode(names[end - 1]))} begins behind the directory")
-        run = source.read(start, reach - start)
-        places = [header - start for header in headers[begin:end]]
-        rows += map(unpack, repeat(run), places)
-        found += [run[at + fixed : at + fixed + n] for at, n in zip(places, lengths[begin:end], strict=True)]
-        begin = end
-    return _Headers(rows, found)
-
-
-def _check_against_entries(headers: _Headers, names: list[bytes], columns: _Columns) -> list[int]:
-    marks, _, flags, methods, _, _, crcs, packed_sizes, sizes, name_sizes, extra_sizes = zip(*headers.rows, strict=True)
-    if set(marks) != {SIGNATURE}:
-        index = next(i for i, mark in enumerate(marks) if mark != SIGNATURE)
-        raise Corrupt(
-            "archive.malformed", f"record {clip(_decode(names[index]))} has no header where the directory says"
-        )
-    if headers.names != names or list(name_sizes) != list(map(len, names)):
-        raise Corrupt("archive.ambiguous", "a record has one name in the directory and another in its own header")
-    if list(methods) != columns.methods or list(flags) != columns.flags:
-        raise Corrupt(
-            "archive.ambiguous", "a record has one set of flags in the directory and another in its own header"
-        )
-    # torch leaves checksum and sizes to the directory (4.4.4, bit 3): zeros throughout, nothing to compare.
-    if any(crcs) or any(packed_sizes) or any(sizes) or any(flag & _HAS_DESCRIPTOR == 0 for flag in set(flags)):
-        _compare_sizes(names, columns, zip(crcs, packed_sizes, sizes, strict=True))
-    return [
-        header + _LOCAL.size + name_size + extra_size
-        for header, name_size, extra_size in zip(columns.headers, name_sizes, extra_sizes, strict=True)
+def _read_local_headers(
+    source: Source, names: list[bytes], headers: list[int], directory_offset: int
+) -> list[tuple[bytes, int, int]]:
+    """Read and unpack each header, and see that its name is the directory's; those near each other in one go."""
+    fixed = _LOCAL.size
+    ends = [header + fixed + size for header, size in zip(headers, map(len, names), strict=True)]
+    if max(ends) > directory_offset:
+        raise Corrupt("archive.malformed", "a record begins behind the directory")
+    apart = [
+        i
+        for i, (before, header) in enumerate(pairwise(headers), 1)
+        if header - before > NEIGHBOUR_BYTES or before // MAX_RUN_BYTES != header // MAX_RUN_BYTES
     ]
+    begins, stops = [0, *apart], [*apart, len(headers)]
+    starts = [headers[begin] for begin in begins]
+    sizes = [ends[stop - 1] - start for start, stop in zip(starts, stops, strict=True)]
+    if sum(sizes) > source.size:
+        raise Corrupt("archive.ambiguous", "records overlap")
+    runs: list[bytes] = []
+    places: list[int] = []
+    for run, begin, stop, start in zip(source.read_each(starts, sizes), begins, stops, starts, strict=True):
+        runs += repeat(run, stop - begin)
+        places += [header - start for header in headers[begin:stop]] if stop - begin > 1 else (0,)
+    rows = list(map(_LOCAL.unpack_from, runs, places))
+    if {kind[:4] for kind in {row[0] for row in rows}} != {SIGNATURE}:
+        name = clip(_decode(next(name for name, row in zip(names, rows, strict=True) if row[0][:4] != SIGNATURE)))
+        raise Corrupt("archive.malformed", f"record {name} has no header where the directory says")
+    name_places = [place + fixed for place in places]
+    if not all(map(bytes.startswith, runs, names, name_places)) or [row[1] for row in rows] != list(map(len, names)):
+        raise Corrupt("archive.ambiguous", "a record has one name in the directory and another in its own header")
+    return rows
 
 
-def _compare_sizes(names: list[bytes], columns: _Columns, local: Iterable[tuple[int, ...]]) -> None:
-    entries = zip(columns.checksums, columns.packed_sizes, columns.sizes, strict=True)
-    for name, flags, stated, entry in zip(names, columns.flags, local, entries, strict=True):
+def _check_against_entries(rows: list[tuple[bytes, int, int]], names: list[bytes], columns: _Columns) -> None:
+    fields, _, _ = zip(*rows, strict=True)
+    kinds = {kind: _LOCAL_FIELDS.unpack(kind) for kind in set(fields)}
+    # torch leaves checksum and sizes to the directory (4.4.4, bit 3): one kind of header, nothing to compare.
+    uniform = len(kinds) == 1 and not any(next(iter(kinds.values()))[6:])
+    if not uniform or set(zip(columns.flags, columns.methods, strict=True)) != {kind[2:4] for kind in kinds.values()}:
+        _compare_fields(names, columns, [kinds[kind] for kind in fields])
+
+
+def _compare_fields(names: list[bytes], columns: _Columns, local: list[tuple[int, ...]]) -> None:
+    entries = zip(columns.flags, columns.methods, columns.checksums, columns.packed_sizes, columns.sizes, strict=True)
+    for name, (_, _, flags, method, _, _, *stated), entry in zip(names, local, entries, strict=True):
         unstated = (0, _FULL32) if flags & _HAS_DESCRIPTOR else (_FULL32,)
-        if any(value != wide and value not in unstated for value, wide in zip(stated, entry, strict=True)):
+        same = all(value == wide or value in unstated for value, wide in zip(stated, entry[2:], strict=True))
+        if (flags, method) != entry[:2] or not same:
             raise Corrupt(
                 "archive.ambiguous",
-                f"record {clip(_decode(name))} has one size or checksum in the directory and another in its own header",
+                f"record {clip(_decode(name))} has other flags or sizes in its own header than in the directory",
             )
 
 
