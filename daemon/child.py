@@ -44,6 +44,9 @@ BATCH_BUDGET_S = 0.025
 PROGRESS = struct.Struct("<Q")
 """Child → pool, for each finished job: the length of its answer."""
 
+BEGUN = b"\1"
+"""The first byte of the memory file: the child is about to look at its first job. Answers follow."""
+
 _CHANNEL = 3
 """Descriptor of the child's socket. 0 to 2 stay /dev/null, so that a last cry of the C library hits no file."""
 _UNTOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -141,6 +144,7 @@ class Child(msgspec.Struct, frozen=True):
         answers, progress, *files = descriptors
         deadline = time.monotonic() + BATCH_BUDGET_S
         written = 0
+        os.write(answers, BEGUN)
         for job in batch.jobs:
             mine, files = files[: job.n_descriptors], files[job.n_descriptors :]
             signal.setitimer(signal.ITIMER_REAL, self.limits.timeout_s)  # SIGALRM ends the process

@@ -8,8 +8,6 @@ worked on others before, that file gets a second chance in a fresh child, alone,
 import collections
 import contextlib
 import itertools
-import os
-import signal
 import types
 from collections.abc import Sequence
 from typing import Protocol, Self
@@ -21,7 +19,6 @@ import msgspec
 
 from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
 from ckptd.validators.errors import Changed, Unreadable
-from ckptd.validators.findings import Finding, finding
 from ckptd.validators.inspection import TensorInfo
 
 from .answers import (
@@ -32,14 +29,16 @@ from .answers import (
     Described,
     Ended,
     GaveUp,
-    Job,
     Kill,
     Refused,
     UnreadableAnswer,
     decode_answer,
 )
-from .child import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, PROGRESS, Limits
+from .child import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Limits
+from .work import MAX_FALSE_STARTS, Run, Work, WorkerDied, death_of, finding_for
 from .zygote_process import ZYGOTE_COMMAND, ZygoteError, ZygoteGone, ZygoteProcess, start_zygote
+
+__all__ = ["PoolClosed", "WorkerDied", "WorkerPool", "ZygoteError", "finding_for"]
 
 BATCH_JOBS = 16
 """Jobs of one child at most. A fork costs as much as describing two or three small files."""
@@ -55,25 +54,6 @@ MAX_STUCK = 64
 """Children that survive SIGKILL (they hang in the kernel, on a dead disk) before the pool takes no more work."""
 _BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 
-_SIGNALS = {
-    signal.SIGSYS: Death.FORBIDDEN,
-    signal.SIGALRM: Death.LIMIT_WALL,
-    signal.SIGXCPU: Death.LIMIT_CPU,
-    signal.SIGXFSZ: Death.ANSWER_TOO_LARGE,
-    signal.SIGKILL: Death.KILLED,
-}
-
-_MESSAGES = {
-    Death.CRASHED: ("worker.crashed", "the process that parsed the file crashed"),
-    Death.FORBIDDEN: ("worker.crashed", "parsing the file led to a system call that parsing never needs"),
-    Death.BAD_ANSWER: ("worker.crashed", "the process that parsed the file gave no usable answer"),
-    Death.KILLED: ("worker.crashed", "the process that parsed the file was killed from outside, twice"),
-    Death.LIMIT_MEMORY: ("pickle.limits", "parsing the file needs more memory than a worker may use"),
-    Death.LIMIT_CPU: ("pickle.limits", "parsing the file takes more processor time than a worker may use"),
-    Death.LIMIT_WALL: ("pickle.limits", "parsing the file takes longer than a worker may take"),
-    Death.ANSWER_TOO_LARGE: ("pickle.limits", "the description of the file is too large"),
-}
-
 
 class Log(Protocol):
     """What the pool needs of a structlog logger."""
@@ -83,109 +63,8 @@ class Log(Protocol):
     def error(self, event: str, **fields: object) -> object: ...
 
 
-class WorkerDied(Exception):
-    """Raised when the child that parsed a file ended without an answer, or with none that can be used."""
-
-    def __init__(self, how: Death, detail: str) -> None:
-        super().__init__(f"{_MESSAGES[how][1]}: {detail}")
-        self.how = how
-        self.detail = detail
-
-
 class PoolClosed(RuntimeError):
     """Raised when the pool ends while a description is waited for."""
-
-
-def finding_for(died: WorkerDied) -> Finding:
-    """What a worker's death says about the file it worked on."""
-    return finding(_MESSAGES[died.how][0], str(died))
-
-
-class _Work:
-    """One call of `describe`, across all its attempts."""
-
-    def __init__(self, request: DescribeRequest, files: OpenedFiles) -> None:
-        self.job = Job(_transportable(request), len(files.sidecars), files.config is not None)
-        self.descriptors = files.all()
-        self.size_bytes = len(msgspec.msgpack.encode(self.job))
-        self.alone = False
-        """It must not share a child with earlier jobs."""
-        self.was_killed = False
-        self.zygote_deaths = 0
-        self.settled = anyio.Event()
-        self.outcome: bytes | Exception = b""
-
-    def settle(self, outcome: bytes | Exception) -> None:
-        self.outcome = outcome
-        self.settled.set()
-
-    def fail(self, death: WorkerDied) -> None:
-        """Settle without another try."""
-        self.alone = self.was_killed = True
-        self.settle(death)
-
-
-class _Run:
-    """One child at work: its jobs, how far it is, and the descriptors through which it answers."""
-
-    def __init__(self, batch: int, works: list[_Work]) -> None:
-        self.batch = batch
-        self.works = works
-        self.finished = 0
-        self.overdue = False
-        self.progress = b""
-        self.offset = 0
-        with contextlib.ExitStack() as undo:
-            self.answers = os.memfd_create("ckptd-answers")
-            undo.callback(os.close, self.answers)
-            self.reading, self.writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            undo.pop_all()
-
-    @property
-    def under_way(self) -> list[_Work]:
-        """The job that the child is at, and those behind it."""
-        return self.works[self.finished :]
-
-    @property
-    def path(self) -> str | None:
-        """The file under way."""
-        return next((work.job.request.checkpoint_path for work in self.under_way), None)
-
-    def release_waiting(self) -> list[_Work]:
-        """Give up the jobs behind the one under way. Should the child do them anyway, nobody reads the answers."""
-        waiting = self.works[self.finished + 1 :]
-        del self.works[self.finished + 1 :]
-        return waiting
-
-    def close_writing(self) -> None:
-        """From here on the end of the pipe means the end of the child."""
-        if self.writing >= 0:
-            os.close(self.writing)
-            self.writing = -1
-
-    def close(self) -> None:
-        self.close_writing()
-        os.close(self.reading)
-        os.close(self.answers)
-
-    def read_progress(self, max_answer_bytes: int) -> bool:
-        """Settle the jobs that are said to be finished; False once the child has ended.
-
-        Raises:
-            BlockingIOError: nothing was there after all.
-        """
-        received = os.read(self.reading, 4096)
-        self.progress += received
-        while len(self.progress) >= PROGRESS.size and self.under_way:
-            (size,) = PROGRESS.unpack_from(self.progress)
-            self.progress = self.progress[PROGRESS.size :]
-            data = os.pread(self.answers, min(size, max_answer_bytes), self.offset)
-            self.offset += len(data)
-            work = self.under_way[0]
-            work.alone = work.alone or not self.finished
-            work.settle(data)
-            self.finished += 1
-        return bool(received)
 
 
 class WorkerPool:
@@ -218,9 +97,9 @@ class WorkerPool:
         self._log = log
         self._command = command
         self._batches = itertools.count(1)
-        self._queue: collections.deque[_Work] = collections.deque()
+        self._queue: collections.deque[Work] = collections.deque()
         self._arrived = anyio.Event()
-        self._unsettled: set[_Work] = set()
+        self._unsettled: set[Work] = set()
         self._zygote: ZygoteProcess | None = None
         self._revived = anyio.Event()
         self._stuck = 0
@@ -260,7 +139,7 @@ class WorkerPool:
         """
         if not self._open:
             raise PoolClosed("the worker pool is not running")
-        work = _Work(request, files)
+        work = Work(request, files)
         if work.size_bytes > MAX_MESSAGE_BYTES // 2 or len(work.descriptors) > MAX_DESCRIPTORS - 2:
             raise ValueError(f"the request for {work.job.request.checkpoint_path!r} is too large to be sent")
         self._unsettled.add(work)
@@ -271,7 +150,7 @@ class WorkerPool:
                 try:
                     return await self._outcome(work)
                 except WorkerDied as death:
-                    if not _deserves_another_try(work, death):
+                    if not work.deserves_another_try(death):
                         raise
                 work.settled = anyio.Event()
                 self._requeue([work])
@@ -335,12 +214,12 @@ class WorkerPool:
 
     # ---- the queue ---------------------------------------------------------------------------------------------
 
-    def _requeue(self, works: Sequence[_Work]) -> None:
+    def _requeue(self, works: Sequence[Work]) -> None:
         """Put back what was not begun, ahead of all others and in its old order."""
         self._queue.extendleft(work for work in reversed(works) if work in self._unsettled)
         self._arrived.set()
 
-    async def _take(self) -> list[_Work]:
+    async def _take(self) -> list[Work]:
         """Wait for work; the deeper the queue, the more of it at once."""
         while not self._queue:
             self._arrived = anyio.Event() if self._arrived.is_set() else self._arrived
@@ -365,14 +244,14 @@ class WorkerPool:
             while self._zygote is None or self._stuck >= MAX_STUCK:
                 await (self._revived.wait() if self._zygote is None else anyio.sleep(STALL_S))
             try:
-                run = _Run(next(self._batches), works)
+                run = Run(next(self._batches), works)
             except OSError as error:
                 for work in works:
                     work.settle(Unreadable(f"no descriptors left for a worker: {error.strerror}", error.errno))
                 continue
             await self._run(self._zygote, run)
 
-    async def _run(self, zygote: ZygoteProcess, run: _Run) -> None:
+    async def _run(self, zygote: ZygoteProcess, run: Run) -> None:
         zygote.expect(run.batch)
         try:
             await zygote.send(lambda: self._message(run))
@@ -386,13 +265,13 @@ class WorkerPool:
             zygote.forget(run.batch)
             run.close()
 
-    def _message(self, run: _Run) -> tuple[Batch, list[int]]:
+    def _message(self, run: Run) -> tuple[Batch, list[int]]:
         """Made at the moment of sending: whoever stopped waiting has closed its descriptors."""
         run.works = [work for work in run.works if work in self._unsettled]
         descriptors = [descriptor for work in run.works for descriptor in work.descriptors]
         return Batch(run.batch, tuple(work.job for work in run.works)), [run.answers, run.writing, *descriptors]
 
-    async def _follow(self, run: _Run) -> bool:
+    async def _follow(self, run: Run) -> bool:
         """Take in answers until the child has ended; False when it is overdue."""
         limit_s = self._limits.timeout_s + GRACE_S
         deadline = anyio.current_time() + limit_s
@@ -410,7 +289,7 @@ class WorkerPool:
             else:
                 return False
 
-    async def _end(self, zygote: ZygoteProcess, run: _Run) -> bool:
+    async def _end(self, zygote: ZygoteProcess, run: Run) -> bool:
         """See a child to its end; False if it survives even SIGKILL, its file then has been settled."""
         with contextlib.suppress(ZygoteGone), anyio.move_on_after(ZYGOTE_GRACE_S):
             if run.overdue:
@@ -436,7 +315,7 @@ class WorkerPool:
         finally:
             self._stuck -= 1
 
-    def _conclude(self, run: _Run, end: Ended | Refused | None) -> None:
+    def _conclude(self, run: Run, end: Ended | Refused | None) -> None:
         """Settle or requeue what the child left undone. `end` is None when its zygote ended with it."""
         culprit, rest = run.under_way[:1], run.under_way[1:]
         if end is None:
@@ -446,6 +325,8 @@ class WorkerPool:
             for work in run.under_way:
                 work.settle(Unreadable(end.reason))
             return
+        if end.exit_code != 0 and not run.has_begun and self._excuse(run):
+            return
         if end.exit_code != 0:
             self.crashes += 1
             self._log.warning("a worker ended early", path=run.path, status=end.exit_code, overdue=run.overdue)
@@ -453,17 +334,26 @@ class WorkerPool:
             culprit, rest = [], run.under_way  # it stopped by itself between two jobs
         for work in culprit:
             work.alone = work.alone or not run.finished
-            work.settle(_death(end, overdue=run.overdue))
+            work.settle(death_of(end, overdue=run.overdue))
         self._requeue(rest)
 
-    def _lost_with_zygote(self, run: _Run) -> None:
+    def _excuse(self, run: Run) -> bool:
+        """Put everything back if no file can be to blame, unless that happened too often."""
+        for work in run.works:
+            work.false_starts += 1
+        if any(work.false_starts > MAX_FALSE_STARTS for work in run.works):
+            return False
+        self._requeue(run.works)
+        return True
+
+    def _lost_with_zygote(self, run: Run) -> None:
         for work in run.under_way:
             work.zygote_deaths += 1
             if work.zygote_deaths > 1:
                 work.fail(WorkerDied(Death.KILLED, "the process above it ended as well"))
         self._requeue([work for work in run.under_way if not work.settled.is_set()])
 
-    async def _outcome(self, work: _Work) -> Description:
+    async def _outcome(self, work: Work) -> Description:
         await work.settled.wait()
         if isinstance(work.outcome, Exception):
             raise work.outcome
@@ -488,37 +378,3 @@ class WorkerPool:
             case GaveUp(how, detail):
                 raise WorkerDied(how, detail)
         raise AssertionError(answer)
-
-
-def _deserves_another_try(work: _Work, death: WorkerDied) -> bool:
-    """Whether something else than the file may be to blame: an earlier file of the same child, or a killer."""
-    if not work.alone:
-        work.alone = True
-        return True
-    if death.how is Death.KILLED and not work.was_killed:
-        work.was_killed = True
-        return True
-    return False
-
-
-def _death(end: Ended, *, overdue: bool) -> WorkerDied:
-    used = f"{end.max_rss_bytes >> 20} MB and {end.cpu_s:.1f} s of processor time used"
-    if end.exit_code >= 0:
-        how = Death.BAD_ANSWER if end.exit_code == 0 else Death.CRASHED
-        return WorkerDied(how, f"exit status {end.exit_code}, {used}")
-    try:
-        number = signal.Signals(-end.exit_code)
-    except ValueError:  # a real-time signal
-        return WorkerDied(Death.CRASHED, f"signal {-end.exit_code}, {used}")
-    how = Death.LIMIT_WALL if overdue else _SIGNALS.get(number, Death.CRASHED)
-    return WorkerDied(how, f"{number.name}, {used}")
-
-
-def _transportable(request: DescribeRequest) -> DescribeRequest:
-    """The path is for people; names that are not UTF-8 arrive as surrogates, which msgpack cannot carry."""
-    try:
-        request.checkpoint_path.encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(request.checkpoint_path).decode("utf-8", "backslashreplace")
-        return msgspec.structs.replace(request, checkpoint_path=shown)
-    return request
