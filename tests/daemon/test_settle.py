@@ -377,3 +377,18 @@ def test_a_sweep_has_every_look_under_way_repeated() -> None:
     assert story.settle.hint_under_way(0.5) == ["a"]
     assert story.settle.looked("a", seen(file(LONG_AGO_S), Seal.SEALED), 1, int((WALL_S + 1) * 1e9)) is Verdict.WHOLE
     assert story.look(1, GONE) is Verdict.REMOVE
+
+
+def test_a_young_file_that_is_replaced_by_a_younger_one_is_read_once_more_for_that_one() -> None:
+    story = Story()
+    story.hinted_look(10, seen(file(10), Seal.SEALED))
+    assert story.hinted_look(11, seen(file(11, inode=8), Seal.SEALED)) is Verdict.WHOLE
+    assert story.next_look == pytest.approx(13)
+
+
+def test_the_time_that_a_second_look_takes_is_no_time_of_quiet() -> None:
+    story, same = Story(), seen(file(0), Seal.SEALED, None)
+    story.hinted_look(0, same)
+    story.hint(0.01)
+    assert story.settle.due(0.01, 1) == ["a"]
+    assert story.settle.looked("a", same, 1, int((WALL_S + 1) * 1e9)) is Verdict.NOTHING
