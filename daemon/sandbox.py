@@ -100,8 +100,8 @@ def probe_sandbox() -> Sandbox:
     A wall counts only if the child really cannot open a file behind it. The caller must be single-threaded: it forks.
     """
     return Sandbox(
-        no_landlock=_why_not("landlock", restrict_files, _end_of_refused_open),
-        no_seccomp=_why_not("seccomp", restrict_calls, _end_of_forbidden_call),
+        no_landlock=_why_not("landlock", restrict_files, _end_of_refused_open, _HELD_STATUS),
+        no_seccomp=_why_not("seccomp", restrict_calls, _end_of_forbidden_call, -signal.SIGSYS),
     )
 
 
@@ -251,29 +251,31 @@ def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -
 
 # ---- the probe ---------------------------------------------------------------------------------------------------
 
-_REFUSED_STATUS = 1
-_HELD_STATUS = 2
+_RESTRICTED = b"restricted"
+"""Said by the child once a wall is up; anything else that it says is why it is not."""
+_REFUSED_STATUS, _HELD_STATUS = 1, 2
 
 
-def _why_not(name: str, restrict: Callable[[], None], attempt: Callable[[], None]) -> str | None:
-    """None if the wall holds, else the reason for people."""
+def _why_not(name: str, restrict: Callable[[], None], attempt: Callable[[], None], held: int) -> str | None:
+    """None if the wall holds, that is, if the attempt behind it ends with exit code `held`; else the reason."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         _try(writing, restrict, attempt)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        reason = pipe.read(1024).decode("utf-8", "replace")
-    _, status = os.waitpid(child, 0)
-    if reason:
-        return reason
-    held = os.waitstatus_to_exitcode(status) in (_HELD_STATUS, -signal.SIGSYS)
-    return None if held else f"{name}: it is there but does not hold (status {status})"
+        said = pipe.read(1024)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if said == _RESTRICTED:
+        return None if code == held else f"{name}: it is there but does not hold (exit code {code})"
+    # systemd's SystemCallFilter=, for one, may end who only asks
+    return said.decode("utf-8", "replace") or f"{name}: asking for it is forbidden here (exit code {code})"
 
 
 def _try(writing: int, restrict: Callable[[], None], attempt: Callable[[], None]) -> NoReturn:
     try:
         restrict()
+        os.write(writing, _RESTRICTED)
         attempt()
     except SandboxError as error:
         os.write(writing, str(error.strerror).encode())

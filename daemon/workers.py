@@ -329,7 +329,8 @@ class WorkerPool:
             return
         if end.exit_code != 0:
             self.crashes += 1
-            self._log.warning("a worker ended early", path=run.path, status=end.exit_code, overdue=run.overdue)
+            how = death_of(end, overdue=run.overdue)
+            self._log.warning("a worker died", path=run.path, how=how.how.value, detail=how.detail)
         elif run.finished:
             culprit, rest = [], run.under_way  # it stopped by itself between two jobs
         for work in culprit:

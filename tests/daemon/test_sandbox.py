@@ -46,6 +46,24 @@ def test_probing_leaves_the_prober_free(tmp_path: pathlib.Path) -> None:
     assert _in_python(code, str(tmp_path / "file")).stdout == "readable\n"
 
 
+@pytest.mark.parametrize(
+    ("restrict", "attempt", "why"),
+    [
+        ("lambda: None", "lambda: os._exit(7)", "None"),
+        ("lambda: None", "lambda: os._exit(0)", "wall: it is there but does not hold (exit code 0)"),
+        (
+            "lambda: os.kill(os.getpid(), 31)",
+            "lambda: os._exit(7)",
+            "wall: asking for it is forbidden here (exit code -31)",
+        ),
+        ("lambda: os._exit(7)", "lambda: os._exit(7)", "wall: asking for it is forbidden here (exit code 7)"),
+    ],
+)
+def test_a_wall_counts_only_if_it_was_put_up_and_held(restrict: str, attempt: str, why: str) -> None:
+    code = f"import os; from ckptd.daemon import sandbox; print(sandbox._why_not('wall', {restrict}, {attempt}, 7))"
+    assert _in_python(code).stdout == why + "\n"
+
+
 def test_landlock_refuses_names_and_leaves_what_is_open(tmp_path: pathlib.Path) -> None:
     if (why := _available().no_landlock) is not None:
         pytest.skip(why)

@@ -194,7 +194,7 @@ async def test_hostile_pickles_end_as_findings_and_take_nobody_along(
         good.append((await _describe(pool, checkpoints["plain.ckpt"])).inspection.is_valid)
 
     pickles = hostile_pickles()
-    async with make_pool(memory_mb=256, timeout_s=2, command=ZYGOTE_COMMAND) as pool:
+    async with make_pool(memory_mb=256, timeout_s=3, command=ZYGOTE_COMMAND) as pool:
         zygote = pool.zygote_pid
         async with anyio.create_task_group() as tasks:
             for name in pickles:
