@@ -296,12 +296,7 @@ class _Walk:
         self._stack.append(_Pending(path, here.parent_device, (*here.links, key), is_link=True))
 
     def _resolve(self, path: bytes) -> Link | None:
-        """Where a link leads, if that is inside the roots or allowed."""
-        target = os.path.realpath(self._root.join(path), strict=True)
-        for base in (*self._inside, *self._allowed):
-            if target == base or target.startswith(base.rstrip(b"/") + b"/"):
-                return Link(base, target[len(base.rstrip(b"/")) + 1 :])
-        return None
+        return resolve_link(self._root.join(path), self._inside, self._allowed)
 
     def _files_of(self, base: bytes) -> DirectFiles:
         known = self._elsewhere.get(base)
@@ -330,6 +325,24 @@ class _Walk:
     def _note_odd(self, path: bytes, what: str) -> None:
         if len(self.scan.odd) < NOTED:
             self.scan.odd[path] = what
+
+
+def resolve_link(path: bytes, roots: Sequence[bytes], follow_links: Sequence[bytes]) -> Link | None:
+    """Where a path leads, if that is inside the roots or a directory that links may lead to; else None.
+
+    Args:
+        path: absolute.
+        roots: their paths, absolute and resolved.
+        follow_links: the same of the allowed directories.
+
+    Raises:
+        OSError: it leads nowhere (ENOENT, ELOOP), or could not be followed.
+    """
+    target = os.path.realpath(path, strict=True)
+    for base in (*roots, *follow_links):
+        if target == base or target.startswith(base.rstrip(b"/") + b"/"):
+            return Link(base, target[len(base.rstrip(b"/")) + 1 :])
+    return None
 
 
 def kind_of(mode: int) -> str:

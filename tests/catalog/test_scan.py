@@ -178,27 +178,38 @@ def test_a_subtree_is_walked_under_its_full_names(tmp_path: Path) -> None:
 
 @pytest.fixture
 def deep_tree(tmp_path: Path) -> Iterator[Path]:
-    """3000 directories within one another; removed here, because pytest's own cleaning recurses."""
+    """1100 directories within one another; removed here, because pytest's own cleaning recurses."""
     fd = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(3000):
+    for _ in range(1100):
         os.mkdir("d", dir_fd=fd)
-        step = os.open("d", os.O_RDONLY, dir_fd=fd)
+        there = os.open("d", os.O_RDONLY, dir_fd=fd)
         os.close(fd)
-        fd = step
+        fd = there
     os.close(fd)
     yield tmp_path
     subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
 
 def test_a_deep_tree_needs_no_recursion(deep_tree: Path) -> None:
-    deepest = b"d/" * 1900
+    deepest = b"d/" * 1100
     with opened(deep_tree) as fd:
         os.close(os.open(deepest + b"deep.ckpt", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
-    scan = scanned(deep_tree)
-    assert paths(scan) == {deepest + b"deep.ckpt"}
+    assert paths(scanned(deep_tree)) == {deepest + b"deep.ckpt"}
+    assert paths(scanned(deep_tree, subtree=deepest.rstrip(b"/"))) == {deepest + b"deep.ckpt"}
+
+
+def test_directories_whose_paths_are_too_long_to_be_named_are_said_to_be_so(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=fd)
+        there = os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = there
+    os.close(fd)
+    scan = scanned(tmp_path)
     assert list(scan.odd.values()) == ["a directory whose path is longer than the system allows (4095 bytes)"]
     assert scan.unreachable == {}
-    assert paths(scanned(deep_tree, subtree=deepest.rstrip(b"/"))) == {deepest + b"deep.ckpt"}
+    assert scan.directories == 17
 
 
 def test_a_root_that_was_removed_is_unreachable_not_empty(tmp_path: Path) -> None:
