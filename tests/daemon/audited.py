@@ -1,7 +1,7 @@
 """A zygote whose children report every audit event that describing a file caused."""
 
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 
@@ -17,7 +17,7 @@ def serve() -> NoReturn:
 
 def _describe(request: DescribeRequest, files: OpenedFiles) -> Description:
     """Describe, and put the names of the events in place of a person's own keys."""
-    events: dict[str, Any] = {}
-    sys.addaudithook(lambda event, arguments: events.setdefault(event, repr(arguments)[:200]))
+    events: dict[str, None] = {}
+    sys.addaudithook(lambda event, _arguments: events.setdefault(event))
     description = describe_opened(request, files)
-    return msgspec.structs.replace(description, user=events.copy())
+    return msgspec.structs.replace(description, user=dict.fromkeys(events))

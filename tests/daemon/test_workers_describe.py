@@ -28,6 +28,7 @@ AUDITED_COMMAND = (
 HARMLESS = {
     "pickle.find_class",
     "builtins.id",
+    "marshal.dumps",
     "object.__getattr__",
     "object.__setattr__",
     "sys._getframe",
@@ -58,7 +59,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.P
     dtypes = (torch.bfloat16, torch.int8, torch.bool)
     contents: dict[str, object] = {
         "plain.ckpt": {"state_dict": small, "epoch": 3, "global_step": 205, "hyper_parameters": hyper},
-        "dtypes.ckpt": {"state_dict": {str(dtype): torch.zeros(3, dtype=dtype) for dtype in dtypes}},
+        "dtypes.ckpt": {"state_dict": {str(dtype): torch.zeros(3 + i, dtype=dtype) for i, dtype in enumerate(dtypes)}},
         "scores.ckpt": {"state_dict": small, "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.5)}}},
         "module.ckpt": torch.nn.Linear(3, 3),
     }
