@@ -23,10 +23,11 @@ def main(port_file: str) -> int:
 ckptd listens on {url}; in another terminal:
 
   curl -s{token} '{url}/checkpoints?page_size=3'
-  curl -s{token} '{url}/checkpoints?sort_by=val_loss&sort_order=asc&page_size=1'
+  curl -s{token} '{url}/checkpoints?sort_by=hmean&sort_order=desc&page_size=1'
   curl -sN{token} '{url}/checkpoints/events'
   curl -s{token} '{url}/health/checkpoints'
   {ckptd} ls
+  {ckptd} watch
 """
     )
     return 0
