@@ -41,13 +41,15 @@ def record_of(row: tuple[str, bytes, bytes, bytes, int], shared: SharedValues) -
     """
     row_id, entry_json, path, identities, modified_ns = row
     try:
-        entry = shared.share(_entries.decode(entry_json))
+        entry = _entries.decode(entry_json)
         decoded = _identities.decode(identities)
     except (msgspec.DecodeError, TypeError, ValueError) as error:
         raise BadRow(str(error)) from error
     if entry.id != row_id or type(path) is not bytes or type(modified_ns) is not int:
         raise BadRow("its columns contradict each other")
-    return Record(entry=entry, relative_path=path, identities=decoded, modified_ns=modified_ns)
+    record = Record(entry=entry, relative_path=path, identities=decoded, modified_ns=modified_ns)
+    shared.share(record)
+    return record
 
 
 def tombstone_row(tombstone: Tombstone) -> tuple[str, int, bytes]:

@@ -127,6 +127,8 @@ class Catalog:
         self._retention = retention or Retention()
         self._current: dict[CheckpointId, Record] = {}
         self._paths: dict[str, dict[bytes, CheckpointId]] = {}
+        self._directories: collections.Counter[tuple[str, bytes]] = collections.Counter()
+        """(root, directory) → entries beneath it."""
         self._tombstones: collections.OrderedDict[CheckpointId, Tombstone] = collections.OrderedDict()
         # The log and the revision of each of its places, superseded ones included: a place is found by bisection.
         self._log: list[LogItem | None] = []
@@ -167,6 +169,10 @@ class Catalog:
     def paths(self, root: str) -> list[bytes]:
         """A copy of all relative paths under a root. Safe to call from another thread."""
         return list(self._paths.get(root, ()))
+
+    def has_beneath(self, root: str, directory: bytes) -> bool:
+        """Whether anything is listed beneath a directory of a root. Safe to call from another thread."""
+        return (root, directory) in self._directories
 
     def can_resume(self, cursor: int) -> bool:
         """Whether `since(cursor)` would miss nothing: not in the future, not below the floor."""
@@ -263,12 +269,16 @@ class Catalog:
         """
         if self._log:
             raise ValueError("only an empty catalog can be loaded")
-        self._newest = None
         items: list[LogItem] = [*records, *tombstones]
         items.sort(key=revision_of)
-        for item in items:
-            self._apply(item)
-        self.revision, self.floor = Revision(max(revision, self.revision)), floor
+        self._log.extend(items)
+        self._revisions.extend(map(revision_of, items))
+        self._tombstones.update((item.id, item) for item in items if isinstance(item, Tombstone))
+        self._current.update((item.entry.id, item) for item in items if isinstance(item, Record))
+        self._index_paths()
+        self._newest = None
+        self.revision = Revision(max([revision, *self._revisions[-1:]]))
+        self.floor = floor
 
     def renew_instance(self, instance: str) -> None:
         """Give the log a new name: cursors that were handed out before can no longer be resumed from."""
@@ -284,8 +294,13 @@ class Catalog:
             return Tombstone(checkpoint_id, current.entry.path, outcome.reason, revision, self._clock())
         if current is not None and _same(outcome, current):
             return None
-        entry = self._shared.share(msgspec.structs.replace(outcome.entry, revision=revision))
-        return msgspec.structs.replace(outcome, entry=entry)
+        record = msgspec.structs.replace(
+            outcome,
+            entry=msgspec.structs.replace(outcome.entry, revision=revision),
+            identities=msgspec.structs.replace(outcome.identities),  # a copy, whose values can be shared
+        )
+        self._shared.share(record)
+        return record
 
     def _apply(self, item: LogItem) -> None:
         checkpoint_id = id_of(item)
@@ -300,12 +315,39 @@ class Catalog:
         if isinstance(item, Tombstone):
             self._tombstones[checkpoint_id] = item
             if isinstance(superseded, Record):
-                self._paths[superseded.entry.root].pop(superseded.relative_path, None)
+                self._drop_path(superseded)
             return
         self._current[checkpoint_id] = item
-        self._paths.setdefault(item.entry.root, {})[item.relative_path] = checkpoint_id
+        if not isinstance(superseded, Record):
+            self._add_path(item)
         if self._newest is not None:
             bisect.insort(self._newest, item, key=newest_first)
+
+    def _add_path(self, record: Record) -> None:
+        root = record.entry.root
+        self._paths.setdefault(root, {})[record.relative_path] = record.entry.id
+        for directory in _directories_above(record.relative_path):
+            self._directories[root, directory] += 1
+
+    def _index_paths(self) -> None:
+        """The same as `_add_path` for each record, in a quarter of the time."""
+        parents: collections.Counter[tuple[str, bytes]] = collections.Counter()
+        for record in self._current.values():
+            root = record.entry.root
+            self._paths.setdefault(root, {})[record.relative_path] = record.entry.id
+            parents[root, record.relative_path.rpartition(b"/")[0]] += 1
+        for (root, parent), count in parents.items():
+            self._directories[root, parent] += count
+            for directory in _directories_above(parent):
+                self._directories[root, directory] += count
+
+    def _drop_path(self, record: Record) -> None:
+        root = record.entry.root
+        self._paths[root].pop(record.relative_path, None)
+        for directory in _directories_above(record.relative_path):
+            self._directories[root, directory] -= 1
+            if not self._directories[root, directory]:
+                del self._directories[root, directory]
 
     def _punch(self, item: LogItem) -> None:
         self._log[bisect.bisect_left(self._revisions, revision_of(item))] = None
@@ -347,6 +389,12 @@ class _Pin:
 
 _RESORT_ABOVE = 256
 """Records of a batch above which sorting anew (40 ms at 100,000) is cheaper than inserting one by one (0.1 ms)."""
+
+
+def _directories_above(path: bytes) -> Iterator[bytes]:
+    while path:
+        path = path.rpartition(b"/")[0]
+        yield path
 
 
 def newest_first(record: Record) -> tuple[int, CheckpointId]:
