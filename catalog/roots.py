@@ -30,8 +30,8 @@ class Root(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """What entries show, and what ids are derived from: the absolute path."""
-        return os.fsdecode(self.path)
+        """What entries show, and what ids are derived from: the absolute path, escaped where it is not UTF-8."""
+        return self.path.decode("utf-8", "backslashreplace")
 
     def join(self, relative_path: bytes) -> bytes:
         """The absolute path of something beneath this root."""

@@ -28,7 +28,7 @@ from ckptd.validators.inspection import FileIdentity, Seal
 from .journal import Journal
 from .look import Sight, Viewer
 from .metrics import Metrics
-from .settle import Look, LookKind, Settle, Verdict
+from .settle import Look, LookKind, Phase, Settle, Verdict
 from .sidecars import SidecarWriter
 from .workers import WorkerDied, WorkerPool, finding_for
 
@@ -109,6 +109,11 @@ class Pipeline:
     def pending(self) -> int:
         """Paths that need a look or are being looked at."""
         return len(self._settle)
+
+    @property
+    def waiting(self) -> int:
+        """Paths that were never looked at since they changed."""
+        return self._settle.phases()[Phase.NEW]
 
     def hint(self, keys: Iterable[Key], *, must_read: bool = False) -> None:
         """Something may have changed at these paths. Cheap; never blocks."""

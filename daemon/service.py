@@ -49,6 +49,8 @@ INDEX_DELAY_S = 5.0
 """The portable index is written at most this often."""
 PROGRESS_S = 0.25
 """Time between two progress messages while many paths are pending."""
+BUSY_FROM = 64
+"""With more paths waiting for a look, sidecars wait as well."""
 PROGRESS_FROM = 100
 """Fewer pending paths are not worth a progress bar."""
 DRAIN_S = 4.0
@@ -101,6 +103,7 @@ class Service:
             journal=self._journal,
             describe=state.description,
             may_write=lambda root: self._locks[root].held(),
+            is_busy=self._is_busy,
             enabled=settings.sidecars is Sidecars.AUTO,
             long_name=settings.sidecar_name is SidecarName.LONG,
             delay_s=settings.sidecar_delay_s,
@@ -277,6 +280,9 @@ class Service:
             f"in {self._build.seconds:.2f} s"
         )
 
+    def _is_busy(self) -> bool:
+        return self._pipeline is not None and self._pipeline.waiting > BUSY_FROM
+
     @property
     def _described(self) -> int:
         return 0 if self._pipeline is None else self._pipeline.counts.described
@@ -324,7 +330,7 @@ class Service:
         try:
             root_fd = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                write_index(root_fd, index_of(records))
+                write_index(root_fd, index_of(records, root_fd))
             finally:
                 os.close(root_fd)
         except OSError as error:
@@ -386,6 +392,7 @@ class Service:
             save_mounts=self._save_mounts,
             may_write=lambda root: self._locks[root].held(),
             on_swept=self._swept,
+            roots=self.roots,
             allowed_targets=self._allowed_targets,
             settings=self.settings,
             log=self._log,

@@ -31,8 +31,13 @@ from ckptd.validators.reader import identity_of
 
 from .journal import Journal
 
-WRITERS = 4
-"""Sidecars written at the same time: each waits for two fsyncs."""
+WRITERS = 16
+"""Sidecars written at the same time: each waits for two fsyncs, which a journalling filesystem does for all at once."""
+
+YIELD_S = 0.1
+"""While checkpoints wait to be described, sidecars are looked at again after this time."""
+MAX_YIELD_S = 30.0
+"""Under a load that never ends, sidecars wait no longer than this for their turn."""
 
 RETRY_UNWRITABLE_S = 600.0
 """A directory that refused a sidecar is tried again after this time."""
@@ -70,6 +75,7 @@ class SidecarWriter:
         journal: Journal,
         describe: Callable[[CheckpointId], Description | None],
         may_write: Callable[[Root], bool],
+        is_busy: Callable[[], bool],
         enabled: bool,
         long_name: bool,
         delay_s: float,
@@ -78,12 +84,14 @@ class SidecarWriter:
         """Args:
         describe: the stored description of an entry, without its tensors; called in a thread.
         may_write: whether this process is the one that writes into a root; called in a thread.
+        is_busy: whether checkpoints wait to be described; news goes before sidecars.
         enabled: False keeps all metadata in the state.
         """
         self._catalog = catalog
         self._journal = journal
         self._describe = describe
         self._may_write = may_write
+        self._is_busy = is_busy
         self._enabled = enabled
         self._long_name = long_name
         self._delay_s = delay_s
@@ -91,7 +99,7 @@ class SidecarWriter:
         self._queue: list[tuple[float, int, _Wanted]] = []
         self._order = itertools.count()
         self._wake = anyio.Event()
-        self._limiter = anyio.CapacityLimiter(WRITERS)
+        self._threads = anyio.CapacityLimiter(WRITERS)
         self._unwritable: dict[tuple[Root, bytes], float] = {}
         self._under_way: collections.Counter[CheckpointId] = collections.Counter()
         self._closing = False
@@ -126,7 +134,7 @@ class SidecarWriter:
         if record.entry.metadata_source is not MetadataSource.DAEMON or not self._enabled:
             return
         try:
-            await anyio.to_thread.run_sync(self._remove, root, record.relative_path)
+            await anyio.to_thread.run_sync(self._remove, root, record.relative_path, limiter=self._threads)
         except OSError as error:
             self._log.warning(
                 "sidecar of a deleted checkpoint not removed", path=record.entry.checkpoint_path, error=str(error)
@@ -141,18 +149,28 @@ class SidecarWriter:
         """Write what is due until closed."""
         async with anyio.create_task_group() as writers:
             while not self._closing:
-                while self._queue and self._queue[0][0] <= anyio.current_time() and self._limiter.available_tokens:
-                    _, _, wanted = heapq.heappop(self._queue)
+                while (wanted := self._take_due()) is not None:
                     self._under_way[wanted.id] += 1
-                    await self._limiter.acquire_on_behalf_of(wanted)
                     writers.start_soon(self._write_one, wanted)
-                free = self._limiter.available_tokens > 0
-                deadline = self._queue[0][0] if self._queue and free else math.inf
-                with anyio.CancelScope(deadline=deadline):
+                with anyio.CancelScope(deadline=self._next_turn()):
                     await self._wake.wait()
                 self._wake = anyio.Event()
 
     # ---- inside --------------------------------------------------------------------------------------------
+
+    def _take_due(self) -> _Wanted | None:
+        now = anyio.current_time()
+        if not self._queue or self._queue[0][0] > now or self._under_way.total() >= WRITERS:
+            return None
+        if self._is_busy() and now - self._queue[0][0] < MAX_YIELD_S:
+            return None
+        return heapq.heappop(self._queue)[2]
+
+    def _next_turn(self) -> float:
+        """When to look at the queue again; a writer that ends wakes us as well."""
+        if not self._queue or self._under_way.total() >= WRITERS:
+            return math.inf
+        return max(self._queue[0][0], anyio.current_time() + YIELD_S if self._is_busy() else 0.0)
 
     def _schedule(self, wanted: _Wanted, delay_s: float) -> None:
         heapq.heappush(self._queue, (anyio.current_time() + delay_s, next(self._order), wanted))
@@ -167,14 +185,13 @@ class SidecarWriter:
             # The rim of one sidecar: the checkpoint is listed all the same.
             self._log.exception("a sidecar could not be written", id=wanted.id, error=repr(error))
         finally:
-            self._limiter.release_on_behalf_of(wanted)
             self._under_way[wanted.id] -= 1
             if not self._under_way[wanted.id]:
                 del self._under_way[wanted.id]
             self._wake.set()
 
     async def _write_for(self, record: Record, wanted: _Wanted) -> None:
-        outcome = await anyio.to_thread.run_sync(self._write, record, wanted)
+        outcome = await anyio.to_thread.run_sync(self._write, record, wanted, limiter=self._threads)
         match outcome:
             case _Written():
                 self.written += 1

@@ -34,6 +34,10 @@ class KnownPaths(Protocol):
         """A copy of all relative paths under a root."""
         ...
 
+    def has_beneath(self, root: str, directory: bytes) -> bool:
+        """Whether anything is published beneath a directory of a root."""
+        ...
+
 
 class SweepReport(msgspec.Struct, frozen=True, kw_only=True):
     """What one sweep of a root, or of a subtree of it, found. Paths are relative to the root."""
@@ -117,7 +121,9 @@ def sweep_root(
         should_stop=should_stop,
     )
     found = {each.path for each in scan.found}
-    missing = [path for path in known.paths(root.name) if is_beneath(path, subtree) and path not in found]
+    is_known = known.has_beneath(root.name, subtree) or known.find(root.name, subtree) is not None
+    beneath = known.paths(root.name) if is_known else []
+    missing = [path for path in beneath if is_beneath(path, subtree) and path not in found]
     suspects = [
         each.path for each in scan.found if not _is_as_published(known.find(root.name, each.path), each.identities)
     ]

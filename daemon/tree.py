@@ -16,12 +16,12 @@ from ckptd.catalog.sidecar import clean_leftovers
 from ckptd.catalog.store import Catalog
 
 from .completeness import Completeness, SweepSchedule, Ticket
-from .mounts import MountTable, is_beneath
+from .mounts import MountTable
 from .pipeline import Key, Pipeline
 from .settings import Settings
 from .status import RootStatus
 from .sweep import SweepReport, sweep_root, sweep_unopened
-from .watcher import Hints, WatcherState, watch_root
+from .watcher import Hints, WatcherState, outermost, watch_root
 
 
 class _Waiter(NamedTuple):
@@ -52,6 +52,7 @@ class Tree:
         save_mounts: Callable[[Root, MountTable], Awaitable[None]],
         may_write: Callable[[Root], bool],
         on_swept: Callable[[SweepReport], None],
+        roots: Sequence[Root],
         allowed_targets: Sequence[bytes],
         settings: Settings,
         log: structlog.stdlib.BoundLogger,
@@ -60,6 +61,7 @@ class Tree:
         save_mounts: makes what a sweep learned of the mounts durable.
         may_write: whether left-over temporary files may be removed there; called in a thread.
         on_swept: told of each sweep of the whole root.
+        roots: all of them; links may lead from one into another.
         allowed_targets: directories outside the roots into which links may lead.
         """
         self.root = root
@@ -77,6 +79,7 @@ class Tree:
         self._save_mounts = save_mounts
         self._may_write = may_write
         self._on_swept = on_swept
+        self._roots = roots
         self._allowed_targets = allowed_targets
         self._settings = settings
         self._log = log
@@ -206,6 +209,7 @@ class Tree:
                 mounts=self._mounts,
                 suffixes=self._settings.suffixes,
                 subtree=subtree,
+                roots=self._roots,
                 follow_links=self._allowed_targets,
             )
             if not subtree:
@@ -249,16 +253,23 @@ class Tree:
         while True:
             await self._wake_scan.wait()
             self._wake_scan = anyio.Event()
-            while self._subtrees:
-                subtree = min(self._subtrees)  # an outer directory sorts before those inside it
-                self._subtrees = {other for other in self._subtrees if not is_beneath(other, subtree)}
-                if not subtree:
-                    self._request_sweep()
-                    continue
-                report = await anyio.to_thread.run_sync(
-                    self._sweep_in_thread, subtree, limiter=self._scan_thread, abandon_on_cancel=True
-                )
-                self._pipeline.hint(Key(self.root, path) for path in report.suspects)
+            subtrees, self._subtrees = outermost(self._subtrees), set()
+            if b"" in subtrees:
+                self._request_sweep()
+                continue
+            suspects = await anyio.to_thread.run_sync(
+                self._scan_in_thread, subtrees, limiter=self._scan_thread, abandon_on_cancel=True
+            )
+            self._pipeline.hint(Key(self.root, path) for path in suspects)
+
+    def _scan_in_thread(self, subtrees: Iterable[bytes]) -> list[bytes]:
+        suspects: list[bytes] = []
+        for subtree in subtrees:
+            # Most names that vanish were never directories: temporary files, and checkpoints, which are looked at.
+            known = self._catalog.has_beneath(self.root.name, subtree)
+            if known or os.path.isdir(self.root.join(subtree)):
+                suspects += self._sweep_in_thread(subtree).suspects
+        return suspects
 
     def _keys_of(self, paths: Iterable[bytes]) -> Iterator[Key]:
         """The checkpoints that changed files may concern."""

@@ -272,7 +272,7 @@ class _Watch:
         # ignore_permission_denied also ignores a path that does not exist, or that cannot be read at all.
         os.close(os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         batches = watchfiles.watch(
-            self._root.name,
+            os.fsdecode(self._root.path),
             watch_filter=None,
             step=self._step_ms,
             debounce=self._debounce_ms,
@@ -330,10 +330,10 @@ def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -
             directories.add(relative)
         if mode is not None and stat.S_ISDIR(mode) and change is watchfiles.Change.added:
             made.add(relative)
-    return SortedChanges(frozenset(files - {b""}), _outermost(directories), _outermost(made))
+    return SortedChanges(frozenset(files - {b""}), outermost(directories), outermost(made))
 
 
-def _outermost(directories: set[bytes]) -> frozenset[bytes]:
+def outermost(directories: Iterable[bytes]) -> frozenset[bytes]:
     """Without those inside another: a scan takes in everything beneath."""
     kept: list[bytes] = []
     for directory in sorted(directories, key=lambda path: path.split(b"/")):
