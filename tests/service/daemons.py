@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from typing import Any, Self, TypeVar
 import httpx
 
 DEADLINE_S = 30.0
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Everything here is plain HTTP: to load the certificates anew for each request takes longer than the request."""
 _T = TypeVar("_T")
 
 
@@ -51,11 +54,15 @@ class Daemon:
 
     def start(self) -> Self:
         """Start it, and wait until it answers."""
+        self.launch()
+        eventually(self.is_up, f"the service answers; its log: {self.log_file}")
+        return self
+
+    def launch(self) -> None:
+        """Start it, and wait for nothing."""
         self.port_file.unlink(missing_ok=True)
         with open(self.log_file, "ab") as log:
             self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, cwd="/")
-        eventually(self.is_up, f"the service answers; its log: {self.log_file}")
-        return self
 
     def is_up(self) -> bool:
         """Whether it answers; fails the test if it has ended."""
@@ -111,7 +118,8 @@ class Daemon:
 
     def get(self, path: str, **parameters: object) -> httpx.Response:
         """One request."""
-        return httpx.get(self.url + path, params={k: str(v) for k, v in parameters.items()}, timeout=DEADLINE_S)
+        shown = {k: str(v) for k, v in parameters.items()}
+        return httpx.get(self.url + path, params=shown, timeout=DEADLINE_S, verify=_NO_TLS)
 
     def health(self) -> dict[str, Any]:
         """What it says of itself."""
@@ -141,7 +149,7 @@ class Daemon:
         def complete() -> dict[str, Any] | None:
             health = self.health()
             as_of = health["complete_as_of"]
-            return health if as_of is not None and _epoch(as_of) >= moment else None
+            return health if as_of is not None and epoch_of(as_of) >= moment else None
 
         return eventually(complete, f"complete as of {moment}", deadline_s=deadline_s)
 
@@ -154,6 +162,7 @@ class Daemon:
             self.url + "/checkpoints/events",
             params={k: str(v) for k, v in parameters.items()},
             timeout=timeout,
+            verify=_NO_TLS,
         ) as response:
             assert response.status_code == 200
             yield _messages(response.iter_lines())
@@ -173,5 +182,6 @@ def _messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             event_id = line[3:].removeprefix(" ")
 
 
-def _epoch(text: str) -> float:
+def epoch_of(text: str) -> float:
+    """A time of the wire as epoch seconds."""
     return dt.datetime.fromisoformat(text).timestamp()
