@@ -4,7 +4,7 @@ The one job that workers, the bulk command and the library run. Opened files go 
 """
 
 import contextlib
-import importlib.metadata
+import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,6 @@ from .experiment import DirectFiles, find_companions, run_id
 from .metadata import MetadataError, ParsedMetadata, parse_metadata
 from .roots import open_beneath
 from .sidecar import status_of
-
-try:
-    GENERATED_BY = f"ckptd {importlib.metadata.version('ckptd')}"
-except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed
-    GENERATED_BY = "ckptd"
 
 _NANOSECONDS = 9
 """Digits of `source.modified_at`: the fast path compares it with the file's own time, exactly."""
@@ -134,7 +129,7 @@ def sidecar_for(
         raise ValueError(f"no metadata is written for {inspection.checkpoint_path}: {inspection.error_message}")
     moment = time.time_ns() if generated_at is None else int(generated_at * 1e9)
     source = Source(
-        generated_by=GENERATED_BY,
+        generated_by=generated_by(),
         generated_at=rfc3339(moment),
         size_bytes=inspection.identity.size,
         modified_at=rfc3339(inspection.identity.mtime_ns, _NANOSECONDS),
@@ -306,3 +301,15 @@ def _findings(
         yield finding("config.invalid", f"{shown} cannot be read as a config: {config.problem}")
     if request.run_failed:
         yield finding("run.failed", "a .FAILURE file says that the run did not end well")
+
+
+@functools.cache
+def generated_by() -> str:
+    """The name and version that our sidecars carry."""
+    # Imported here: it doubles the memory that a fork of the worker's zygote copies, and no worker needs it.
+    from importlib import metadata
+
+    try:
+        return f"ckptd {metadata.version('ckptd')}"
+    except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "ckptd"
