@@ -6,7 +6,8 @@ from ckptd.validators.inspection import FileIdentity
 
 from .entry import CheckpointEntry, Record
 
-VALUES_KEPT = 200_000
+VALUES_KEPT = 20_000
+"""Of one field."""
 
 _REPEATED = (
     "root",
@@ -16,7 +17,6 @@ _REPEATED = (
     "backbone",
     "monitor",
     "monitor_mode",
-    "size_bytes",
     "format",
     "n_parameters",
     "weights_bytes",
@@ -32,33 +32,42 @@ _set = msgspec.structs.force_setattr
 class SharedValues:
     """One copy of each value that records repeat: saves 1.2 KB of 3.3 KB per checkpoint in a usual tree.
 
-    Bounded: at `VALUES_KEPT` values the table starts anew, which costs copies, never correctness.
+    Bounded: at `VALUES_KEPT` values a table starts anew, which costs copies, never correctness.
     """
 
     def __init__(self) -> None:
-        self._values: dict[object, object] = {}
+        # One table for each field: 1, 1.0 and True are equal, and must not be mixed up.
+        self._tables: dict[str, dict[object, object]] = {name: {} for name in _REPEATED}
+        self._configs: dict[FileIdentity, FileIdentity] = {}
 
     def share(self, record: Record) -> None:
         """Make `record` of shared values, in place: its entry and identities must be nobody else's yet.
 
         Each value is replaced by an equal one of the same type, so nothing that can be read of it changes.
         """
-        values = self._values
-        if len(values) > VALUES_KEPT:
-            values.clear()
         entry, identities = record.entry, record.identities
-        for name in _REPEATED:
+        for name, table in self._tables.items():
             value = getattr(entry, name)
             if value is not None:
-                # The type is in the key: 1, 1.0 and True are equal.
-                _set(entry, name, values.setdefault((type(value), value), value))
+                kept = table.setdefault(value, value)
+                if kept is not value:
+                    _set(entry, name, kept)
+                elif len(table) > VALUES_KEPT:
+                    table.clear()
         if identities.config is not None:
-            _set(identities, "config", values.setdefault((FileIdentity, identities.config), identities.config))
-        self._share_numbers(record, entry)
+            _set(identities, "config", self._configs.setdefault(identities.config, identities.config))
+            if len(self._configs) > VALUES_KEPT:
+                self._configs.clear()
+        _share_numbers(record, entry)
 
-    def _share_numbers(self, record: Record, entry: CheckpointEntry) -> None:
-        if record.identities.file.mtime_ns == record.modified_ns:
-            _set(record, "modified_ns", record.identities.file.mtime_ns)
-        value = None if entry.monitor is None else entry.metrics.get(entry.monitor)
-        if value is not None and value == entry.monitor_value:
-            _set(entry, "monitor_value", value)
+
+def _share_numbers(record: Record, entry: CheckpointEntry) -> None:
+    """What one record says twice."""
+    file = record.identities.file
+    if file.mtime_ns == record.modified_ns:
+        _set(record, "modified_ns", file.mtime_ns)
+    if file.size == entry.size_bytes:
+        _set(entry, "size_bytes", file.size)
+    value = None if entry.monitor is None else entry.metrics.get(entry.monitor)
+    if type(value) is type(entry.monitor_value) and value == entry.monitor_value:
+        _set(entry, "monitor_value", value)

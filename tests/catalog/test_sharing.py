@@ -42,8 +42,10 @@ def test_equal_values_of_other_types_stay_apart() -> None:
     assert second.entry.weights_bytes is True
 
 
-def test_the_table_is_bounded() -> None:
+def test_the_tables_are_bounded() -> None:
     shared = SharedValues()
-    shared._values.update((n, n) for n in range(VALUES_KEPT + 1))
-    shared.share(record(1))
-    assert len(shared._values) < 10
+    for n in range(VALUES_KEPT + 10):
+        each = record(1, run_id=str(n))
+        shared.share(each)
+        assert each.entry.run_id == str(n)
+    assert sum(map(len, shared._tables.values())) < VALUES_KEPT

@@ -235,7 +235,7 @@ TestLogMachine = LogMachine.TestCase
 
 @pytest.mark.slow
 def test_the_same_holds_for_long_histories() -> None:
-    """Ten times the histories, each five times as long."""
+    """More histories, each more than twice as long."""
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(LogMachine, settings=settings(max_examples=300, stateful_step_count=60, deadline=None))
