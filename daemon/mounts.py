@@ -7,6 +7,7 @@ on another one (unmounted, or mounted over) the checkpoint is offline.
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
 
 import msgspec
 
@@ -136,6 +137,20 @@ class MountTable:
         self.known: dict[bytes, str] = dict(known or {})
         self.lost: dict[bytes, str] = dict(lost or {})
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The table that `render` wrote; an empty one if the text is anything else."""
+        try:
+            kept = msgspec.json.decode(text, type=_KeptTable)
+        except msgspec.MsgspecError:
+            return cls()
+        return cls(dict(kept.known), dict(kept.lost))
+
+    def render(self) -> str:
+        """The table as text, the same for equal tables."""
+        kept = _KeptTable(sorted(self.known.items()), sorted(self.lost.items()))
+        return msgspec.json.encode(kept).decode()
+
     def expected(self, path: bytes) -> str | None:
         """The id of the filesystem that held `path` when it was last seen; None if nothing is known."""
         lost = self.lost.get(path)
@@ -180,6 +195,13 @@ class MountTable:
     def accept(self) -> None:
         """Take what is mounted now for what belongs there: what is missing from it is deleted."""
         self.lost, self.known = {}, {}
+
+
+class _KeptTable(msgspec.Struct, frozen=True):
+    """Pairs, because JSON's keys are text and paths are bytes."""
+
+    known: list[tuple[bytes, str]]
+    lost: list[tuple[bytes, str]]
 
 
 def mounts_of_root(root: bytes, mounts: Sequence[Mount]) -> dict[bytes, str]:

@@ -33,6 +33,7 @@ from .look import Viewer
 from .metrics import Metrics
 from .mounts import MountTable
 from .pipeline import Key, Pipeline
+from .progress import Progress
 from .rootlock import RootLock
 from .settings import Settings, SidecarName, Sidecars
 from .settle import Settle
@@ -51,8 +52,6 @@ PROGRESS_S = 0.25
 """Time between two progress messages while many paths are pending."""
 BUSY_FROM = 64
 """With more paths waiting for a look, sidecars wait as well."""
-PROGRESS_FROM = 100
-"""Fewer pending paths are not worth a progress bar."""
 DRAIN_S = 4.0
 """How long a clean stop may take before what is left is cut off."""
 
@@ -400,13 +399,10 @@ class Service:
 
     def _load_mounts(self, root: Root) -> MountTable:
         kept = self._state.get_meta(f"mounts:{root.name}")
-        try:
-            return MountTable() if kept is None else msgspec.json.decode(kept, type=KeptMounts).table()
-        except msgspec.MsgspecError:
-            return MountTable()
+        return MountTable() if kept is None else MountTable.parse(kept)
 
     async def _save_mounts(self, root: Root, mounts: MountTable) -> None:
-        text = msgspec.json.encode(KeptMounts.of(mounts)).decode()
+        text = mounts.render()
         if self._saved_mounts.get(root) == text:
             return
         try:
@@ -424,42 +420,6 @@ class Service:
 
     def _problem(self, what: str, path: str, message: str) -> None:
         self._errors.append(RecentError(at=time.time(), what=what, path=path, message=message))
-
-
-class KeptMounts(msgspec.Struct, frozen=True):
-    """A mount table as the state keeps it: pairs, because JSON's keys are text and paths are bytes."""
-
-    known: list[tuple[bytes, str]]
-    lost: list[tuple[bytes, str]]
-
-    @classmethod
-    def of(cls, mounts: MountTable) -> Self:
-        """What is to be kept."""
-        return cls(sorted(mounts.known.items()), sorted(mounts.lost.items()))
-
-    def table(self) -> MountTable:
-        """What was kept."""
-        return MountTable(dict(self.known), dict(self.lost))
-
-
-class Progress:
-    """Turns the number of pending paths into "done of total", for spells of work that are worth showing."""
-
-    def __init__(self) -> None:
-        self._total = 0
-        self._before = 0
-
-    def step(self, pending: int) -> tuple[int, int] | None:
-        """What to announce now, given how many paths are pending; None for nothing."""
-        if not self._total and pending < PROGRESS_FROM:
-            return None
-        self._total += max(0, pending - self._before) if self._total else pending
-        self._before = pending
-        done = self._total - pending
-        told = (done, self._total)
-        if not pending:
-            self._total = self._before = 0
-        return told
 
 
 def boot_id() -> str:
