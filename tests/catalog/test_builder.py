@@ -271,13 +271,16 @@ def test_what_may_not_be_read_is_an_entry_with_a_finding_and_unwritable_trees_ar
     checkpoint(tmp_path / "open.ckpt").chmod(0o644)
     checkpoint(tmp_path / "hidden" / "a.ckpt")
     (tmp_path / "hidden").chmod(0o000)
+    warm_up = checkpoint(tmp_path.parent / f"{tmp_path.name}-warm-up" / "a.ckpt").parent
+    (warm_up / "dangling.ckpt").symlink_to("nowhere")
     for directory in (tmp_path, *tmp_path.parents):
         if str(directory).startswith("/tmp/"):
             directory.chmod(0o755)
     script = f"""
 import os
 from ckptd.catalog.builder import CatalogOptions, build_catalog
-import encodings.ascii  # the interpreter itself may be where only root can read
+# The interpreter may be where only root can read: everything is imported before the rights are given up.
+build_catalog(CatalogOptions(roots=({str(warm_up)!r},), write_sidecars=True, write_index=True))
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 result = build_catalog(CatalogOptions(roots=({str(tmp_path)!r},), write_sidecars=True, write_index=True))
 for entry in sorted(result.entries, key=lambda entry: entry.path):
