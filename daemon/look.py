@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ckptd.catalog.description import DescribeRequest, OpenedFiles
-from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id
+from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import open_checkpoint
 from ckptd.catalog.roots import Root, is_checkpoint_name
@@ -21,6 +21,8 @@ from ckptd.validators.reader import identity_of
 from .settle import LookKind
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
+_NO_REGULAR_FILE = (errno.EINVAL, errno.ENXIO)
+"""What `open_beneath` says of a directory, FIFO or device, and of a socket."""
 
 DeletionCheck = Callable[[bytes, bytes], bool]
 """(relative path, nearest existing directory) → whether the absence is a deletion (see `filesystems`)."""
@@ -126,7 +128,7 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             for fd in files.all():
                 os.close(fd)
             return Sight(kind=LookKind.UNCHANGED)
-        shown = msgspec.structs.replace(request, checkpoint_path=os.fsdecode(self.root.join(path)))
+        shown = msgspec.structs.replace(request, checkpoint_path=shown_path(self.root.join(path))[0])
         opened = Opened(shown, files, identities, has_writer(files.checkpoint))
         return Sight(kind=LookKind.SEEN, opened=opened, request=shown, identities=identities, alias_of=alias_of)
 
@@ -138,25 +140,23 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         link: os.stat_result | None,
         alias_of: CheckpointId | None,
     ) -> Sight:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ENXIO) and link is None:
-            return self._absent(path) if error.errno in _NOT_THERE else Sight(kind=LookKind.GONE)
+        if error.errno in _NO_REGULAR_FILE:
+            return Sight(kind=LookKind.GONE)
+        if error.errno in _NOT_THERE and link is None:
+            return self._absent(path)
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return Sight(kind=LookKind.UNREACHABLE)
+        dangling = link is not None and error.errno in (*_NOT_THERE, errno.ELOOP)
         try:
-            status = link if link is not None else os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+            identities = _dangling_identities(link) if dangling and link else _unopened_identities(root_fd, path, link)
         except OSError:
             return Sight(kind=LookKind.UNREACHABLE)
-        dangling = link is not None and error.errno in (*_NOT_THERE, errno.ELOOP)
         return Sight(
             kind=LookKind.SEEN,
-            unreadable=(
-                "the link leads nowhere: its target does not exist"
-                if dangling
-                else f"the file cannot be opened: {error.strerror}"
-            ),
+            unreadable=_why_dangling(error) if dangling else f"the file cannot be opened: {error.strerror}",
             code="link.dangling" if dangling else "file.unreadable",
-            request=DescribeRequest(checkpoint_path=os.fsdecode(self.root.join(path)), relative_path=path),
-            identities=Identities(identity_of(status), link=None if link is None else identity_of(link)),
+            request=DescribeRequest(checkpoint_path=shown_path(self.root.join(path))[0], relative_path=path),
+            identities=identities,
             alias_of=alias_of,
         )
 
@@ -202,7 +202,7 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         if sight.request is None:
             return sight
         named = msgspec.structs.replace(
-            sight.request, checkpoint_path=os.fsdecode(self.root.join(path)), relative_path=path
+            sight.request, checkpoint_path=shown_path(self.root.join(path))[0], relative_path=path
         )
         opened = None if sight.opened is None else msgspec.structs.replace(sight.opened, request=named)
         return msgspec.structs.replace(sight, request=named, opened=opened)
@@ -222,6 +222,31 @@ def has_writer(fd: int) -> bool | None:
         return True if error.errno == errno.EAGAIN else None
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
+
+
+def _why_dangling(error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "the link leads nowhere: it leads in a circle"
+    return "the link leads nowhere: its target does not exist"
+
+
+def _dangling_identities(link: os.stat_result) -> Identities:
+    return Identities(identity_of(link), link=identity_of(link))
+
+
+def _unopened_identities(root_fd: int, path: bytes, link: os.stat_result | None) -> Identities:
+    """As a sweep sees a checkpoint that may not be read: else each sweep would have it looked at again."""
+    files = DirectFiles(root_fd)
+    companions = find_companions(files, path)
+    sidecars = [status for name in companions.sidecars if (status := files.status(name)) is not None]
+    config = None if companions.config is None else files.status(companions.config)
+    return Identities(
+        file=identity_of(os.stat(path, dir_fd=root_fd, follow_symlinks=False)),
+        sidecars=tuple(map(identity_of, sidecars)),
+        config=None if config is None else identity_of(config),
+        link=None if link is None else identity_of(link),
+        run_failed=companions.run_failed,
+    )
 
 
 def _is_settled(record: Record) -> bool:

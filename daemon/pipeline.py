@@ -20,7 +20,7 @@ from ckptd.catalog.describe import failed_description
 from ckptd.catalog.description import Description, SidecarStatus
 from ckptd.catalog.entry import CheckpointId, Health, MetadataSource, Record, checkpoint_id, make_record
 from ckptd.catalog.roots import Root
-from ckptd.catalog.store import Batch, Catalog, Change, DeleteReason, Removal, Tombstone
+from ckptd.catalog.store import Batch, Catalog, Change, DeleteReason, Removal, Tombstone, id_of
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Seal
@@ -98,7 +98,8 @@ class Pipeline:
         self._in_flight = 0
         self._forced: set[Key] = set()
         self._told_writing: dict[Key, float] = {}
-        self._aliases: dict[CheckpointId, set[Key]] = {}
+        self._aliases: dict[CheckpointId, dict[CheckpointId, Key]] = {}
+        self._targets: dict[CheckpointId, CheckpointId] = {}
         self._closing = False
         self.counts = Counts()
         catalog.on_publish(self._follow_aliases)
@@ -294,21 +295,31 @@ class Pipeline:
     # ---- aliases: a link's entry shows its target, so it is looked at when the target changes ------------------
 
     def _note_alias(self, record: Record) -> None:
-        if record.entry.alias_of is not None:
-            root = next((root for root in self._viewers if root.name == record.entry.root), None)
-            if root is not None:
-                self._aliases.setdefault(record.entry.alias_of, set()).add(Key(root, record.relative_path))
+        entry = record.entry
+        if record.identities.link is not None and entry.alias_of is None:
+            return  # dangling: it still leads to where it led, and that may come back
+        if entry.id in self._targets:
+            self._forget_alias(entry.id)
+        root = next((root for root in self._viewers if root.name == entry.root), None)
+        if entry.alias_of is not None and root is not None:
+            self._targets[entry.id] = entry.alias_of
+            self._aliases.setdefault(entry.alias_of, {})[entry.id] = Key(root, record.relative_path)
+
+    def _forget_alias(self, alias: CheckpointId) -> None:
+        target = self._targets.pop(alias)
+        del self._aliases[target][alias]
+        if not self._aliases[target]:
+            del self._aliases[target]
 
     def _follow_aliases(self, batch: Batch) -> None:
         for item in batch.items:
             if not isinstance(item, Tombstone):
                 self._note_alias(item)
-            changed = item.id if isinstance(item, Tombstone) else item.entry.id
-            aliases = self._aliases.get(changed)
+            elif item.id in self._targets:
+                self._forget_alias(item.id)
+            aliases = self._aliases.get(id_of(item))
             if aliases:
-                self.hint(aliases)
-                if isinstance(item, Tombstone):
-                    del self._aliases[changed]
+                self.hint(list(aliases.values()))
 
 
 def _open_root(root: Root) -> int | OSError:

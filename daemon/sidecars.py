@@ -1,7 +1,8 @@
 """SidecarWriter: writes what is missing beside checkpoints, after the news is out, and recognises its own writes.
 
 It waits `sidecar_delay_s` so that a training's callback can write its better one. A directory that cannot be written is
-warned of once; the metadata of its checkpoints then lives in the state, and it is tried again after a while.
+warned of once; the metadata of its checkpoints then lives in the state. After a while one of them tries again, and once
+that succeeds, all others there follow.
 """
 
 import collections
@@ -10,7 +11,7 @@ import heapq
 import itertools
 import math
 import os
-import time
+import stat
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -21,8 +22,9 @@ import structlog
 
 from ckptd.catalog.describe import sidecar_for
 from ckptd.catalog.description import Description, SidecarStatus
-from ckptd.catalog.entry import CheckpointId, FindingRef, Health, MetadataSource, Record
+from ckptd.catalog.entry import CheckpointId, FindingRef, Health, MetadataSource, Record, shown_path
 from ckptd.catalog.roots import Root, open_beneath
+from ckptd.catalog.scan import kind_of
 from ckptd.catalog.sidecar import remove_sidecar, render, sidecar_path, write_sidecar
 from ckptd.catalog.store import Catalog, Change
 from ckptd.validators.findings import Finding, finding
@@ -43,7 +45,7 @@ RETRY_UNWRITABLE_S = 600.0
 """A directory that refused a sidecar is tried again after this time."""
 
 RETRY_FAILED_S = 60.0
-"""After a full disk or an I/O error."""
+"""After a full disk or an I/O error, or where something else has the sidecar's name."""
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _REPLACED = frozenset({"metadata.missing", "metadata.stale", "metadata.unwritable"})
@@ -55,13 +57,18 @@ class _Wanted(NamedTuple):
     file: FileIdentity
 
 
+_Place = tuple[Root, bytes]
+"""A directory of a root."""
+
+
 class _Written(msgspec.Struct, frozen=True):
     description: Description
     identity: FileIdentity
 
 
 class _Refused(msgspec.Struct, frozen=True):
-    error: OSError
+    error: OSError | None
+    """None where sidecars are off."""
     description: Description
 
 
@@ -97,20 +104,39 @@ class SidecarWriter:
         self._delay_s = delay_s
         self._log = log
         self._queue: list[tuple[float, int, _Wanted]] = []
+        self._due: dict[_Wanted, float] = {}
+        """When each is due; places in the queue that say otherwise are left over."""
         self._order = itertools.count()
         self._wake = anyio.Event()
         self._threads = anyio.CapacityLimiter(WRITERS)
-        self._unwritable: dict[tuple[Root, bytes], float] = {}
+        self._unwritable: dict[_Place, float] = {}
+        """Directories that refused, and when one of their checkpoints tries again."""
+        self._trying: set[_Wanted] = set()
+        self._opened: set[_Place] = set()
+        """Directories that take sidecars again."""
+        self._warned: set[tuple[_Place, int | None]] = set()
         self._under_way: collections.Counter[CheckpointId] = collections.Counter()
         self._closing = False
+        self._wrote: set[Root] = set()
         self.skipped = 0
-        """Sidecars that could not be written where they belong."""
+        """Checkpoints whose sidecars could not be written where they belong, since the start."""
         self.written = 0
 
     @property
     def pending(self) -> int:
         """Sidecars that are still to be written."""
-        return len(self._queue) + self._under_way.total()
+        return len(self._due) + self._under_way.total()
+
+    def can_write(self, root: Root) -> bool | None:
+        """Whether sidecars go into this root: False while a directory there refuses them, None if none was tried."""
+        if any(place[0] == root for place in self._unwritable):
+            return False
+        return True if root in self._wrote else None
+
+    def retry_refused(self) -> None:
+        """Let the directories that refused try again now: somebody may have given us the right."""
+        self._unwritable = dict.fromkeys(self._unwritable, -math.inf)
+        self._wake.set()
 
     def consider(self, root: Root, record: Record, sidecar: SidecarStatus) -> None:
         """Write a sidecar for a published checkpoint later, if it needs one."""
@@ -130,8 +156,13 @@ class SidecarWriter:
                 self.consider(by_name[record.entry.root], record, SidecarStatus.NONE)
 
     async def checkpoint_gone(self, root: Root, record: Record) -> None:
-        """Remove our sidecar of a checkpoint that was deleted; never anybody else's."""
-        if record.entry.metadata_source is not MetadataSource.DAEMON or not self._enabled:
+        """Remove our sidecar of a checkpoint that was deleted; never anybody else's.
+
+        Also where none is known: it may have been written a moment ago.
+        """
+        if record.identities.link is not None or record.entry.metadata_source is MetadataSource.SIDECAR:
+            return
+        if not self._enabled:
             return
         try:
             await anyio.to_thread.run_sync(self._remove, root, record.relative_path, limiter=self._threads)
@@ -149,6 +180,7 @@ class SidecarWriter:
         """Write what is due until closed."""
         async with anyio.create_task_group() as writers:
             while not self._closing:
+                self._reconsider()
                 while (wanted := self._take_due()) is not None:
                     self._under_way[wanted.id] += 1
                     writers.start_soon(self._write_one, wanted)
@@ -164,17 +196,49 @@ class SidecarWriter:
             return None
         if self._is_busy() and now - self._queue[0][0] < MAX_YIELD_S:
             return None
-        return heapq.heappop(self._queue)[2]
+        due_at, _, wanted = heapq.heappop(self._queue)
+        if self._due.get(wanted) != due_at:
+            return self._take_due()
+        del self._due[wanted]
+        return wanted
 
     def _next_turn(self) -> float:
         """When to look at the queue again; a writer that ends wakes us as well."""
+        retry_at = min(self._unwritable.values(), default=math.inf)
         if not self._queue or self._under_way.total() >= WRITERS:
-            return math.inf
-        return max(self._queue[0][0], anyio.current_time() + YIELD_S if self._is_busy() else 0.0)
+            return retry_at
+        return min(retry_at, max(self._queue[0][0], anyio.current_time() + YIELD_S if self._is_busy() else 0.0))
 
     def _schedule(self, wanted: _Wanted, delay_s: float) -> None:
-        heapq.heappush(self._queue, (anyio.current_time() + delay_s, next(self._order), wanted))
-        self._wake.set()
+        due_at = anyio.current_time() + delay_s
+        if due_at < self._due.get(wanted, math.inf):
+            self._due[wanted] = due_at
+            heapq.heappush(self._queue, (due_at, next(self._order), wanted))
+            self._wake.set()
+
+    def _reconsider(self) -> None:
+        """Have one checkpoint of each directory whose time has come try again, and all of one that lets us in now."""
+        now = anyio.current_time()
+        due = {place for place, retry_at in self._unwritable.items() if retry_at <= now}
+        if not due and not self._opened:
+            return
+        roots = {place[0].name: place[0] for place in (*due, *self._opened)}
+        for record in self._catalog:
+            root = roots.get(record.entry.root)
+            if root is None or record.entry.metadata_source is not MetadataSource.STATE:
+                continue
+            place = root, os.path.dirname(record.relative_path)
+            wanted = _Wanted(root, record.entry.id, record.identities.file)
+            if place in due:
+                due.discard(place)
+                self._unwritable[place] = now + RETRY_UNWRITABLE_S
+                self._trying.add(wanted)
+            elif place not in self._opened:
+                continue
+            self._schedule(wanted, 0.0)
+        for place in due:  # nothing waits there any more
+            del self._unwritable[place]
+        self._opened.clear()
 
     async def _write_one(self, wanted: _Wanted) -> None:
         try:
@@ -185,6 +249,7 @@ class SidecarWriter:
             # The rim of one sidecar: the checkpoint is listed all the same.
             self._log.exception("a sidecar could not be written", id=wanted.id, error=repr(error))
         finally:
+            self._trying.discard(wanted)
             self._under_way[wanted.id] -= 1
             if not self._under_way[wanted.id]:
                 del self._under_way[wanted.id]
@@ -194,19 +259,45 @@ class SidecarWriter:
         outcome = await anyio.to_thread.run_sync(self._write, record, wanted, limiter=self._threads)
         match outcome:
             case _Written():
-                self.written += 1
                 written = outcome
+                self._note_written((wanted.root, os.path.dirname(record.relative_path)))
                 change = Change(wanted.id, lambda current: _with_sidecar(current, wanted, written))
                 await self._journal.submit(change, amended=outcome.description)
+                if self._catalog.get(wanted.id) is None:  # deleted while we wrote
+                    await self.checkpoint_gone(wanted.root, record)
             case _Refused():
-                self.skipped += 1
                 refused = outcome.description
+                self._note_refused(record, wanted, outcome.error)
                 change = Change(wanted.id, lambda current: _in_state(current, wanted, refused))
                 await self._journal.submit(change, amended=outcome.description)
-                if outcome.error.errno not in _REFUSED:
-                    self._schedule(wanted, RETRY_FAILED_S)
             case None:
                 pass  # the file changed meanwhile: a look at it is due, and considers its sidecar anew
+
+    def _note_written(self, place: _Place) -> None:
+        self.written += 1
+        self._wrote.add(place[0])
+        self._warned = {told for told in self._warned if told[0] != place}
+        if self._unwritable.pop(place, None) is not None:
+            self._opened.add(place)
+
+    def _note_refused(self, record: Record, wanted: _Wanted, error: OSError | None) -> None:
+        if error is None:
+            return
+        place = wanted.root, os.path.dirname(record.relative_path)
+        if record.entry.metadata_source is not MetadataSource.STATE:
+            self.skipped += 1
+        if error.errno in _REFUSED:
+            self._unwritable.setdefault(place, anyio.current_time() + RETRY_UNWRITABLE_S)
+        elif error.errno != errno.ENAMETOOLONG:
+            self._schedule(wanted, RETRY_FAILED_S)
+        if (place, error.errno) not in self._warned:
+            self._warned.add((place, error.errno))
+            self._log.warning(
+                "sidecars cannot be written here; the metadata is kept in the state",
+                directory=os.fsdecode(wanted.root.join(place[1])),
+                error=error.strerror,
+                remedy="give the daemon write access, or set sidecars: off; it is tried again by itself",
+            )
 
     def _write(self, record: Record, wanted: _Wanted) -> _Written | _Refused | None:
         """Runs in a thread."""
@@ -215,15 +306,19 @@ class SidecarWriter:
             return None
         directory = os.path.dirname(record.relative_path)
         if not self._enabled:
-            return _Refused(OSError(errno.EPERM, "sidecars are off"), _kept(description, None))
+            return _Refused(None, _kept(description, None))
         try:
             if not self._may_write(wanted.root):
                 raise PermissionError(errno.EACCES, "another process writes this tree's sidecars")
-            if self._unwritable.get((wanted.root, directory), -math.inf) > time.monotonic():
+            if (wanted.root, directory) in self._unwritable and wanted not in self._trying:
                 raise PermissionError(errno.EACCES, "the directory refused a sidecar a short while ago")
             return self._write_file(description, record.relative_path, wanted)
+        except FileExistsError:
+            blocked = _blocked(wanted.root, sidecar_path(record.relative_path, long_name=self._long_name))
+            return None if blocked is None else _refused(blocked, description)
         except OSError as error:
-            return self._refused(error, description, wanted.root, directory)
+            gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            return None if gone else _refused(error, description)
 
     def _write_file(self, description: Description, path: bytes, wanted: _Wanted) -> _Written | None:
         root_fd = os.open(wanted.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -257,27 +352,6 @@ class SidecarWriter:
             identity,
         )
 
-    def _refused(self, error: OSError, description: Description, root: Root, directory: bytes) -> _Refused | None:
-        if isinstance(error, FileExistsError) or error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return None  # somebody was faster, or the checkpoint is gone: a look at it is due
-        if error.errno in _REFUSED and (root, directory) not in self._unwritable:
-            self._log.warning(
-                "sidecars cannot be written here; the metadata is kept in the state",
-                directory=os.fsdecode(root.join(directory)),
-                error=error.strerror,
-                remedy="give the daemon write access, or set sidecars: off",
-            )
-        elif error.errno not in _REFUSED:
-            self._log.warning(
-                "a sidecar could not be written; tried again later",
-                directory=os.fsdecode(root.join(directory)),
-                error=error.strerror,
-            )
-        if error.errno in _REFUSED:
-            self._unwritable[root, directory] = time.monotonic() + RETRY_UNWRITABLE_S
-        problem = finding("metadata.unwritable", f"the sidecar could not be written: {error.strerror}")
-        return _Refused(error, _kept(description, problem))
-
     def _remove(self, root: Root, path: bytes) -> None:
         if not self._may_write(root):
             return
@@ -287,6 +361,34 @@ class SidecarWriter:
                 remove_sidecar(root_fd, sidecar_path(path, long_name=long_name))
         finally:
             os.close(root_fd)
+
+
+def _refused(error: OSError, description: Description) -> _Refused:
+    problem = finding("metadata.unwritable", f"the sidecar could not be written: {error.strerror}")
+    return _Refused(error, _kept(description, problem))
+
+
+def _blocked(root: Root, path: bytes) -> OSError | None:
+    """Why the sidecar's name will stay taken; None where a sidecar is there, which a look will find."""
+    what = "something else"
+    root_fd = os.open(root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mode = os.stat(path, dir_fd=root_fd, follow_symlinks=False).st_mode
+        link, unreadable = "a link that leads to no sidecar", "a file that cannot be read"
+        what = link if stat.S_ISLNK(mode) else unreadable if stat.S_ISREG(mode) else kind_of(mode)
+        os.close(open_beneath(root_fd, path))
+    except FileNotFoundError:
+        # Gone again, unless it is a link without a target.
+        return None if what == "something else" else _taken(path, what)
+    except OSError:
+        return _taken(path, what)
+    finally:
+        os.close(root_fd)
+    return None
+
+
+def _taken(path: bytes, what: str) -> OSError:
+    return FileExistsError(errno.EEXIST, f"{what} has the name {shown_path(os.path.basename(path))[0]}; remove it")
 
 
 def _still_wanted(record: Record, wanted: _Wanted) -> bool:
