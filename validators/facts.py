@@ -1,6 +1,7 @@
 """What the unpickled value says of itself: tensors and their roles, progress, hyper-parameters, callbacks, scores."""
 
 import itertools
+import marshal
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -115,7 +116,22 @@ def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
         yield "", bare
     for key, child in value.items():
         if type(child) not in SCALARS and key not in bare:
-            yield key_text(key), child
+            name = key_text(key)
+            if name in WEIGHT_KEYS or "optim" in name or not _is_plain_data(child):
+                yield name, child
+
+
+def _is_plain_data(value: Any) -> bool:
+    """Whether `value` is certainly nothing but exact builtin types, so that no tensor is in it.
+
+    marshal writes nothing else, in C, within a depth of 2,000 and shared parts once: Lightning's `loops` are 50 nested
+    dictionaries of counters, and walking them in Python takes as long as reading the whole archive.
+    """
+    try:
+        marshal.dumps(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _segment(key: str, is_weights: bool, table: TensorTable) -> Segment:
@@ -132,17 +148,19 @@ def weight_facts(segments: Iterable[Segment]) -> WeightFacts:
     for segment in segments:
         counted = counted or bool(segment.table)
         elements = own_elements(segment.table)
-        for dtype, numel in zip(segment.table.dtypes, elements, strict=True):
-            by_dtype[dtype] = by_dtype.get(dtype, 0) + numel
+        dtypes = set(segment.table.dtypes)
+        for dtype in dtypes:
+            chosen = (n for n, d in zip(elements, segment.table.dtypes, strict=True) if d is dtype)
+            by_dtype[dtype] = by_dtype.get(dtype, 0) + sum(elements if len(dtypes) == 1 else chosen)
         for part, numel in zip(_parts(segment.relative_names), elements, strict=True):
             by_part[part] = by_part.get(part, 0) + numel
     if not counted:
         return WeightFacts()
     return WeightFacts(
         n_parameters=min(sum(by_dtype.values()), _INT64 - 1),
-        parameters_by_part={clip(part): min(numel, _INT64 - 1) for part, numel in by_part.items()},
+        parameters_by_part=_printable(by_part),
         weights_bytes=min(sum(dtype.itemsize * numel for dtype, numel in by_dtype.items()), _INT64 - 1),
-        dtypes=tuple(dtype.name for dtype in sorted(by_dtype, key=lambda dtype: -by_dtype[dtype])),
+        dtypes=tuple(dtype.name for dtype in sorted(by_dtype, key=lambda dtype: (-by_dtype[dtype], dtype.name))),
     )
 
 
@@ -237,6 +255,13 @@ def _has_sides(tensor: Any) -> bool:
 
 def _other_role(key: str) -> str:
     return "optimizer" if "optim" in key.lower() or key.lower() in ("opt", "opt_state") else "other"
+
+
+def _printable(by_part: dict[str, int]) -> dict[str, int]:
+    everything = "".join(by_part)
+    if everything.isascii() and everything.isprintable() and max(by_part.values()) < _INT64:
+        return by_part
+    return {clip(part): min(numel, _INT64 - 1) for part, numel in by_part.items()}
 
 
 def _parts(names: list[str]) -> list[str]:

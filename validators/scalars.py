@@ -39,12 +39,13 @@ class ScalarReader:
     def __init__(self, archive: Archive, *, big_endian: bool) -> None:
         self._archive = archive
         self._big_endian = big_endian
+        self._decoded: dict[int, int | float | bool | None] = {}
+        """By identity of the stand-in: a score is asked for as a number and for the display."""
 
     def number(self, value: Any) -> int | float | None:
         """The number that `value` is, or that the one-element tensor `value` holds; None for all else, also bool."""
         if type(value) in TENSOR_TYPES:
-            row = _row_of(value)
-            decoded = None if row is None else self._decode(row)
+            decoded = self._value(value)
             return None if isinstance(decoded, bool) else decoded
         return number(value)
 
@@ -57,13 +58,19 @@ class ScalarReader:
 
     def describe(self, value: Any) -> Plain:
         """The value of a one-element tensor, and what other tensors look like, for `to_plain`."""
+        decoded = self._value(value)
+        if decoded is not None:
+            return str(decoded) if isinstance(decoded, float) and not math.isfinite(decoded) else decoded
         row = _row_of(value)
         if row is None:
             return "<tensor>"
-        decoded = self._decode(row)
-        if decoded is not None:
-            return str(decoded) if isinstance(decoded, float) and not math.isfinite(decoded) else decoded
         return clip(f"<tensor {row.dtype.name} {list(row.shape)}>")
+
+    def _value(self, tensor: Any) -> int | float | bool | None:
+        if id(tensor) not in self._decoded:
+            row = _row_of(tensor)
+            self._decoded[id(tensor)] = None if row is None else self._decode(row)
+        return self._decoded[id(tensor)]
 
     def _decode(self, row: Row) -> int | float | bool | None:
         if row.storage is None or extent_of(row.shape, row.stride)[0] != 1:

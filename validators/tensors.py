@@ -262,8 +262,12 @@ def _plain_table(names: list[str], found: list[Any]) -> TensorTable | None:
     if set(map(type, chain(sizes, offsets, sides))) != {int}:
         return None
     views = list(zip(shapes, strides, strict=True))
-    extents = {view: extent_of(*view) for view in set(views) if _is_view(*view)}
-    if len(extents) != len(set(views)) or min(*sizes, *offsets, 0) < 0 or max(*sizes, *offsets, 0) >= MAX_BYTES:
+    extents = dict.fromkeys(views, (0, 0))
+    if not all(_is_view(*view) for view in extents):
+        return None
+    for view in extents:
+        extents[view] = extent_of(*view)
+    if min(*sizes, *offsets, 0) < 0 or max(*sizes, *offsets, 0) >= MAX_BYTES:
         return None
     if "" in keys:
         return None

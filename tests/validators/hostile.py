@@ -34,12 +34,13 @@ def hostile_checkpoint(name: str) -> bytes:
     return checkpoint_around(hostile_pickles()[name])
 
 
-def checkpoint_around(data: bytes, records: dict[str, bytes] | None = None, stem: str = "archive") -> bytes:
+def checkpoint_around(data: bytes, records: dict[str, bytes] | None = None, byteorder: bytes = b"little") -> bytes:
     """A sound torch archive around any `data.pkl`. `records` are further ones, named below the stem."""
+    stem = "archive"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(f"{stem}/data.pkl", data)
-        archive.writestr(f"{stem}/byteorder", b"little")
+        archive.writestr(f"{stem}/byteorder", byteorder)
         for record, contents in (records or {}).items():
             archive.writestr(f"{stem}/{record}", contents)
         archive.writestr(f"{stem}/version", b"3\n")
