@@ -8,13 +8,19 @@ its event loop turn in between.
 import enum
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
 from ckptd.catalog.description import DescribeRequest, Description
 from ckptd.validators.inspection import TensorInfo
 
+STANDBY = 4
+"""Children that wait ahead of the work, at most; each holds a few megabytes of its own."""
+MAX_MESSAGE_BYTES = 128 * 1024
+"""Below the default buffer of a Unix socket (212,992 bytes), which bounds one message."""
+MAX_DESCRIPTORS = 240
+"""Linux passes at most 253 in one message (SCM_MAX_FD, include/net/scm.h)."""
 MAX_NODES = 400_000
 """Values in one answer, its tensor table apart; far beyond any real configuration."""
 TENSORS_PER_PIECE = 1_000
@@ -23,6 +29,23 @@ TENSORS_PER_PIECE = 1_000
 _LENGTH = struct.Struct("<I")
 _TENSOR_BYTES = 192
 """What a tensor takes on the wire at most, besides its name, storage key, shape and stride."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one child may use, and how many of them wait ahead."""
+
+    memory_bytes: int
+    """Address space beyond the interpreter's own."""
+    timeout_s: float
+    """Wall time of one job, and CPU time."""
+    max_answer_bytes: int
+    standby: int
+    """Children that are forked before there is work for them."""
+
+    @classmethod
+    def of(cls, *, workers: int, memory_mb: int, timeout_s: float, max_answer_mb: int = 64) -> Self:
+        """The limits of the children of a pool with so many workers."""
+        return cls(memory_mb << 20, timeout_s, max_answer_mb << 20, min(workers, STANDBY))
 
 
 class Death(enum.StrEnum):

@@ -23,6 +23,8 @@ from ckptd.validators.errors import Changed, Unreadable
 
 from . import sample, sandbox
 from .answers import (
+    MAX_DESCRIPTORS,
+    MAX_MESSAGE_BYTES,
     Answer,
     AnswerTooLarge,
     Batch,
@@ -30,15 +32,12 @@ from .answers import (
     Death,
     GaveUp,
     Job,
+    Limits,
     UnreadableAnswer,
     encode_answer,
     encode_description,
 )
 
-MAX_MESSAGE_BYTES = 128 * 1024
-"""Below the default buffer of a Unix socket (212,992 bytes), which bounds one message."""
-MAX_DESCRIPTORS = 240
-"""Linux passes at most 253 in one message (SCM_MAX_FD, include/net/scm.h)."""
 BATCH_BUDGET_S = 0.025
 """A child takes no further job once it has worked for so long; what is left goes to another one."""
 PROGRESS = struct.Struct("<Q")
@@ -53,18 +52,6 @@ _UNTOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _OUT_OF_MEMORY: Answer = GaveUp(Death.LIMIT_MEMORY, "memory ran out while parsing")
 
 DescribeJob = Callable[[DescribeRequest, OpenedFiles], Description]
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What one child may use, and how many of them wait ahead."""
-
-    memory_bytes: int
-    """Address space beyond the interpreter's own."""
-    timeout_s: float
-    """Wall time of one job, and CPU time."""
-    max_answer_bytes: int
-    standby: int
-    """Children that are forked before there is work for them."""
 
 
 class Sample:

@@ -22,21 +22,27 @@ from .http.security import AccessError, AccessPolicy
 from .service import Service
 from .settings import Settings
 from .systemd import Notifier
+from .zygote_process import ZygoteProcess
 
 DRAIN_S = 4.0
 """How long a clean stop may take before what is left is cut off."""
 TRACKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run(settings: Settings, log: structlog.stdlib.BoundLogger) -> int:
+def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygoteProcess | None = None) -> int:
     """Serve until a signal ends it.
+
+    Args:
+        settings: see there.
+        log: see `logging.configure`.
+        zygote: one that was launched already with the settings' limits.
 
     Returns:
         The exit code: 0 after a clean stop, 2 for settings that cannot work, 3 where the machine refuses.
     """
     _prepare_process()
     try:
-        with contextlib.closing(Service.open(settings, log)) as service:
+        with contextlib.closing(Service.open(settings, log, zygote)) as service:
             access = AccessPolicy.from_settings(settings, service.roots)
             listeners = sockets.bind(settings, os.environ)
             try:

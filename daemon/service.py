@@ -44,6 +44,7 @@ from .tally import Tally
 from .tree import Tree, root_status
 from .verdict import judge_service
 from .workers import WorkerPool
+from .zygote_process import ZygoteProcess
 
 RECENT_ERRORS = 50
 INDEX_DELAY_S = 5.0
@@ -69,7 +70,12 @@ class Service:
     """The catalog of some roots, kept current. Implements `http.backend.Backend`."""
 
     def __init__(
-        self, settings: Settings, state: State, roots: Sequence[Root], log: structlog.stdlib.BoundLogger
+        self,
+        settings: Settings,
+        state: State,
+        roots: Sequence[Root],
+        log: structlog.stdlib.BoundLogger,
+        zygote: ZygoteProcess | None = None,
     ) -> None:
         self.settings = settings
         self.roots = tuple(roots)
@@ -77,6 +83,7 @@ class Service:
         self._started_at = time.time()
         self._log = log
         self._state = state
+        self._zygote = zygote
         self._errors: collections.deque[RecentError] = collections.deque(maxlen=RECENT_ERRORS)
         loaded = state.load()
         self.catalog = Catalog(loaded.instance)
@@ -121,8 +128,13 @@ class Service:
             self._problem("state", settings.state_dir, note)
 
     @classmethod
-    def open(cls, settings: Settings, log: structlog.stdlib.BoundLogger) -> Self:
+    def open(cls, settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygoteProcess | None = None) -> Self:
         """Open the state and load what an earlier run knew. Blocks; nothing runs yet.
+
+        Args:
+            settings: see there.
+            log: bind what belongs to the service.
+            zygote: one that was launched already with the settings' limits.
 
         Raises:
             RootError: a root can never be watched.
@@ -134,7 +146,7 @@ class Service:
             log.warning("roots", note=warning)
         state = State.open(settings.state_dir, boot_id=boot_id(), clock=time.time)
         try:
-            return cls(settings, state, roots, log)
+            return cls(settings, state, roots, log, zygote)
         except BaseException:
             state.close(clean=False)
             raise
@@ -243,7 +255,7 @@ class Service:
 
     def _root_statuses(self) -> tuple[RootStatus, ...]:
         return tuple(
-            root_status(self._trees[root], self._completeness)
+            root_status(self._trees[root], self._completeness, writable=self._sidecars.can_write(root))
             if root in self._trees
             else RootStatus(path=root.name, online=os.path.isdir(root.path), watching=False, last_error="starting")
             for root in self.roots
@@ -264,6 +276,8 @@ class Service:
 
     async def _build_and_tell(self, began_at: float, full: bool) -> None:
         described = self._described
+        if full:
+            self._sidecars.retry_refused()
         async with anyio.create_task_group() as sweeps:
             for tree in self._trees.values():
                 sweeps.start_soon(functools.partial(tree.sweep_now, full=full))
@@ -352,6 +366,7 @@ class Service:
             memory_mb=settings.worker_memory_mb,
             timeout_s=settings.worker_timeout_s,
             log=self._log,
+            launched=self._zygote,
         ) as pool:
             self._pool = pool
             yield pool
@@ -364,6 +379,7 @@ class Service:
             sidecars=self._sidecars,
             viewers=[self._make_viewer(root) for root in self.roots],
             settle=Settle(quiet_s=self.settings.quiet_s, abandoned_s=self.settings.abandoned_s),
+            sweeps_begun=lambda root: self._completeness.begun(root.name),
             on_looked=self._looked,
             on_problem=self._problem,
             metrics=self.metrics,
@@ -411,8 +427,8 @@ class Service:
         except StateError as error:
             self._log.warning("what is mounted could not be kept in the state", error=str(error))
 
-    def _looked(self, key: Key) -> None:
-        self._completeness.looked(key)
+    def _looked(self, key: Key, sweeps_begun: int) -> None:
+        self._completeness.looked(key, sweeps_begun)
         self._trees[key.root].looked()
 
     def _swept(self, report: SweepReport) -> None:

@@ -22,6 +22,8 @@ from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.inspection import TensorInfo
 
 from .answers import (
+    MAX_DESCRIPTORS,
+    MAX_MESSAGE_BYTES,
     BadAnswer,
     Batch,
     ChangedAnswer,
@@ -30,20 +32,26 @@ from .answers import (
     Ended,
     GaveUp,
     Kill,
+    Limits,
     Refused,
     UnreadableAnswer,
     decode_answer,
 )
-from .child import MAX_DESCRIPTORS, MAX_MESSAGE_BYTES, Limits
 from .work import MAX_FALSE_STARTS, Run, Work, WorkerDied, death_of, finding_for
-from .zygote_process import ZYGOTE_COMMAND, ZygoteError, ZygoteGone, ZygoteProcess, start_zygote
+from .zygote_process import (
+    ZYGOTE_COMMAND,
+    ZygoteError,
+    ZygoteGone,
+    ZygoteProcess,
+    adopt_zygote,
+    launch_zygote,
+    start_zygote,
+)
 
 __all__ = ["PoolClosed", "WorkerDied", "WorkerPool", "ZygoteError", "finding_for"]
 
 BATCH_JOBS = 16
 """Jobs of one child at most. A fork costs as much as describing two or three small files."""
-STANDBY = 4
-"""Children that wait ahead of the work, at most; each holds a few megabytes of its own."""
 STALL_S = 0.25
 """After so long without progress, the jobs that wait behind a slow one go back to the queue."""
 GRACE_S = 1.0
@@ -77,6 +85,7 @@ class WorkerPool:
         max_answer_mb: size of a description.
         log: told of every death, with the file.
         command: how a zygote is started.
+        launched: the first zygote, if it was launched already (with the same `Limits.of`).
 
     Raises:
         ZygoteError: (on entering) the zygote does not start.
@@ -91,11 +100,13 @@ class WorkerPool:
         max_answer_mb: int = 64,
         log: Log,
         command: Sequence[str] = ZYGOTE_COMMAND,
+        launched: ZygoteProcess | None = None,
     ) -> None:
         self._workers = workers
-        self._limits = Limits(memory_mb << 20, timeout_s, max_answer_mb << 20, min(workers, STANDBY))
+        self._limits = Limits.of(workers=workers, memory_mb=memory_mb, timeout_s=timeout_s, max_answer_mb=max_answer_mb)
         self._log = log
         self._command = command
+        self._launched = launched
         self._batches = itertools.count(1)
         self._queue: collections.deque[Work] = collections.deque()
         self._arrived = anyio.Event()
@@ -160,7 +171,8 @@ class WorkerPool:
                 self._queue.remove(work)
 
     async def __aenter__(self) -> Self:
-        self._zygote = await start_zygote(self._command, self._limits)
+        launched, self._launched = self._launched, None
+        self._zygote = await adopt_zygote(launched or launch_zygote(self._command, self._limits))
         self.sandbox = self._zygote.sandbox
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()

@@ -19,8 +19,8 @@ from typing import NoReturn
 import msgspec
 
 from . import sandbox
-from .answers import Batch, Ended, FromZygote, Kill, Killed, Ready, Refused, ToZygote
-from .child import Child, DescribeJob, Limits, Sample, close_all_but, receive
+from .answers import Batch, Ended, FromZygote, Kill, Killed, Limits, Ready, Refused, ToZygote
+from .child import Child, DescribeJob, Sample, close_all_but, receive
 
 PRELOADED = (
     *(f"encodings.{name}" for name in ("ascii", "cp1252", "idna", "latin_1", "raw_unicode_escape", "unicode_escape")),

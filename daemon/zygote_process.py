@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import anyio
 import msgspec
 
-from .answers import Ended, FromZygote, Killed, Ready, Refused, ToZygote
-from .child import MAX_MESSAGE_BYTES, Limits
+from .answers import MAX_MESSAGE_BYTES, Ended, FromZygote, Killed, Limits, Ready, Refused, ToZygote
 
 ZYGOTE_COMMAND = (sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-m", "ckptd.daemon.zygote")
 """Isolated: neither the environment, the working directory nor a user's site-packages reach it. Warnings are silent
@@ -148,13 +147,22 @@ class ZygoteProcess:
 
 
 async def start_zygote(command: Sequence[str], limits: Limits) -> ZygoteProcess:
-    """Start a zygote and wait until it can fork. Call it on a thread that lives as long as the service.
-
-    The kernel's parent-death signal follows the *thread* that started the process (prctl(2)), so not from a pool of
-    threads. Starting blocks for about a millisecond (vfork until exec).
+    """Start a zygote and wait until it can fork; see `launch_zygote`.
 
     Raises:
         ZygoteError: it does not start.
+    """
+    return await adopt_zygote(launch_zygote(command, limits))
+
+
+def launch_zygote(command: Sequence[str], limits: Limits) -> ZygoteProcess:
+    """Start a zygote without waiting for it: its imports then run beside ours. `adopt_zygote` follows.
+
+    Call it on a thread that lives as long as the service: the kernel's parent-death signal follows the *thread* that
+    started the process (prctl(2)). Blocks for about a millisecond (vfork until exec).
+
+    Raises:
+        ZygoteError: the command cannot be started.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stderr = os.memfd_create("ckptd-zygote-stderr")
@@ -168,7 +176,15 @@ async def start_zygote(command: Sequence[str], limits: Limits) -> ZygoteProcess:
         os.close(stderr)
         raise ZygoteError(f"{command[0]} cannot be started: {error.strerror}") from error
     ours.setblocking(False)
-    zygote = ZygoteProcess(pid, ours, stderr)
+    return ZygoteProcess(pid, ours, stderr)
+
+
+async def adopt_zygote(zygote: ZygoteProcess) -> ZygoteProcess:
+    """Wait until a launched zygote can fork.
+
+    Raises:
+        ZygoteError: it ended instead; it is reaped.
+    """
     try:
         await zygote.wait_until_ready()
     except BaseException:
