@@ -1,6 +1,6 @@
 """Completeness: when the next sweep is due, and since when the catalog misses nothing; pure, without a clock."""
 
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
 SOON_CPU = 0.2
@@ -82,24 +82,20 @@ class SweepSchedule:
 class Ticket(Generic[Key]):
     """One sweep on its way to be a proof: it must end well, and each of its suspects must be looked at."""
 
-    def __init__(self, owner: "Completeness[Key]", root: str, started_at: float) -> None:
+    def __init__(self, owner: "Completeness[Key]", root: str, started_at: float, number: int) -> None:
         self._owner = owner
         self.root = root
         self.started_at = started_at
         """Wall clock, epoch seconds."""
+        self.number = number
+        """Sweeps of the root are counted from 1."""
         self.outstanding = 0
         self.ended_well: bool | None = None
         """None while the sweep is running."""
 
-    def expects(self, keys: Iterable[Key], *, under_way: Collection[Key] = ()) -> None:
-        """The sweep is proof of nothing before a look at each of `keys` has ended.
-
-        Args:
-            keys: suspects, before they are hinted.
-            under_way: those that were being looked at when the sweep began (`Settle.hint_under_way`): a look that
-                began before the sweep does not count for them, the one after it does.
-        """
-        self._owner.await_looks(self, keys, under_way)
+    def expects(self, keys: Iterable[Key]) -> None:
+        """The sweep is proof of nothing before a look at each of `keys`, suspects not hinted yet, has ended."""
+        self._owner.await_looks(self, keys)
 
     def ended(self, ok: bool) -> None:
         """The sweep itself ended; `ok`: without error, all suspects told by `expects`."""
@@ -117,14 +113,16 @@ class Completeness(Generic[Key]):
 
     def __init__(self, roots: Iterable[str]) -> None:
         self._proved: dict[str, float | None] = dict.fromkeys(roots)
+        self._begun = dict.fromkeys(self._proved, 0)
         self._cache_s: dict[str, float] = {}
         self._tickets: dict[str, list[Ticket[Key]]] = {root: [] for root in self._proved}
-        self._awaited: dict[Key, dict[Ticket[Key], int]] = {}
-        """Key → how many looks at it must still end, for each sweep that waits for it."""
+        self._awaited: dict[Key, set[Ticket[Key]]] = {}
+        """Key → the sweeps that wait for a look at it."""
 
     def begin(self, root: str, started_at: float) -> Ticket[Key]:
         """A sweep of all of `root` begins at `started_at` (wall clock, epoch seconds)."""
-        ticket = Ticket(self, root, started_at)
+        self._begun[root] += 1
+        ticket = Ticket(self, root, started_at, self._begun[root])
         tickets = self._tickets[root]
         tickets.append(ticket)
         if len(tickets) > TICKETS_KEPT:
@@ -136,22 +134,27 @@ class Completeness(Generic[Key]):
         """For how long changes in `root` may stay unseen because a network filesystem caches attributes."""
         self._cache_s[root] = seconds
 
-    def looked(self, key: Key) -> None:
-        """A look at `key` ended and what it meant is published."""
-        waiting = self._awaited.get(key)
-        if waiting is None:
-            return
-        for ticket, looks in list(waiting.items()):
-            if ticket not in waiting:
-                continue  # dropped meanwhile: a newer one has become a proof
-            if looks > 1:
-                waiting[ticket] = looks - 1
-                continue
-            del waiting[ticket]
-            ticket.outstanding -= 1
-            self.settle(ticket)
+    def begun(self, root: str) -> int:
+        """How many sweeps of `root` have begun."""
+        return self._begun[root]
+
+    def looked(self, key: Key, begun: int | None = None) -> None:
+        """A look at `key` ended and what it meant is published.
+
+        Args:
+            key: a path of some root.
+            begun: what `begun` said of that root when the look began, by default what it says now. A sweep that began
+                after the look is not met by it: the look may have seen what was there before.
+        """
+        waiting = self._awaited.get(key, set())
+        met = {ticket for ticket in waiting if begun is None or ticket.number <= begun}
+        waiting -= met
         if not waiting:
             self._awaited.pop(key, None)
+        for ticket in met:
+            ticket.outstanding -= 1
+        for ticket in met:
+            self.settle(ticket)
 
     def proved(self, root: str) -> float | None:
         """Start of the last sweep of `root` that is a proof, without regard to attribute caches."""
@@ -169,16 +172,15 @@ class Completeness(Generic[Key]):
 
     # ---- from tickets --------------------------------------------------------------------------------------
 
-    def await_looks(self, ticket: Ticket[Key], keys: Iterable[Key], under_way: Collection[Key]) -> None:
+    def await_looks(self, ticket: Ticket[Key], keys: Iterable[Key]) -> None:
         """See `Ticket.expects`."""
         if ticket not in self._tickets[ticket.root]:
             return
         for key in keys:
-            waiting = self._awaited.setdefault(key, {})
+            waiting = self._awaited.setdefault(key, set())
             if ticket not in waiting:
+                waiting.add(ticket)
                 ticket.outstanding += 1
-            # Told of twice, a key keeps the greater demand: a look that began before the sweep never counts.
-            waiting[ticket] = max(waiting.get(ticket, 0), 2 if key in under_way else 1)
 
     def settle(self, ticket: Ticket[Key]) -> None:
         """Take a ticket for what it has become: a proof, a failure, or neither yet."""
@@ -196,6 +198,6 @@ class Completeness(Generic[Key]):
         self._tickets[ticket.root].remove(ticket)
         if ticket.outstanding:
             for key in [key for key, waiting in self._awaited.items() if ticket in waiting]:
-                del self._awaited[key][ticket]
+                self._awaited[key].discard(ticket)
                 if not self._awaited[key]:
                     del self._awaited[key]

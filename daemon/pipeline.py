@@ -4,6 +4,8 @@ Whoever believes that a path may have changed calls `hint`; nothing else enters.
 and every outcome leaves through the journal.
 """
 
+import collections
+import contextlib
 import math
 import os
 import time
@@ -75,13 +77,16 @@ class Pipeline:
         sidecars: SidecarWriter,
         viewers: Sequence[Viewer],
         settle: Settle[Key],
-        on_looked: Callable[[Key], None],
+        sweeps_begun: Callable[[Root], int],
+        on_looked: Callable[[Key, int], None],
         on_problem: Callable[[str, str, str], None],
         metrics: Metrics,
         log: structlog.stdlib.BoundLogger,
     ) -> None:
         """Args:
-        on_looked: called when a look at a path ended and its outcome is visible.
+        sweeps_begun: how many sweeps of a root have begun.
+        on_looked: called when a look at a path ended and its outcome is visible, with the number of sweeps of its root
+            that had begun when the look began.
         on_problem: called with (what, path, message) for the operator's list of recent errors.
         """
         self._catalog = catalog
@@ -90,12 +95,15 @@ class Pipeline:
         self._sidecars = sidecars
         self._viewers = {viewer.root: viewer for viewer in viewers}
         self._settle = settle
+        self._sweeps_begun = sweeps_begun
         self._on_looked = on_looked
         self._on_problem = on_problem
         self._metrics = metrics
         self._log = log
         self._wake = anyio.Event()
         self._in_flight = 0
+        self._publishing: collections.Counter[Key] = collections.Counter()
+        """Looks that ended, and whose outcome is not visible yet."""
         self._forced: set[Key] = set()
         self._told_writing: dict[Key, float] = {}
         self._aliases: dict[CheckpointId, dict[CheckpointId, Key]] = {}
@@ -125,9 +133,16 @@ class Pipeline:
             self._settle.hint(key, now)
         self._wake.set()
 
-    def repeat_looks_under_way(self) -> list[Key]:
-        """Have every look under way repeated, and return their keys. To be called when a sweep begins."""
-        return self._settle.hint_under_way(anyio.current_time())
+    def repeat_looks_under_way(self, root: Root) -> list[Key]:
+        """Have every look under way in a root repeated, and return their keys. To be called when a sweep begins.
+
+        A look counts as under way until its outcome is visible: the sweep compares the tree with what is published,
+        and cannot see that an older outcome, published after the comparison, is out of date.
+        """
+        keys = dict.fromkeys(self._settle.hint_under_way(anyio.current_time())) | dict.fromkeys(self._publishing)
+        concerned = [key for key in keys if key.root == root]
+        self.hint(concerned)
+        return concerned
 
     def close(self) -> None:
         """Take up no more looks; those under way end."""
@@ -158,12 +173,13 @@ class Pipeline:
     async def _look_at(self, keys: Sequence[Key]) -> None:
         """Look at a handful of paths in one thread, then describe each by itself."""
         wanted = [(key, self._catalog.get(key.id), self._must_read(key)) for key in keys]
+        begun = [self._sweeps_begun(key.root) for key in keys]
         sights = await anyio.to_thread.run_sync(self._see, wanted)
         self.counts.looks += len(keys)
         moved = {s.identities.file.inode for s in sights if s.identities is not None}
         async with anyio.create_task_group() as group:
-            for key, sight in zip(keys, sights, strict=True):
-                group.start_soon(self._judge, key, sight, moved)
+            for key, sight, sweeps in zip(keys, sights, begun, strict=True):
+                group.start_soon(self._judge, key, sight, moved, sweeps)
 
     def _must_read(self, key: Key) -> bool:
         return key in self._forced or self._settle.must_read(key)
@@ -195,17 +211,20 @@ class Pipeline:
             self._log.warning("a look failed", path=os.fsdecode(key.root.join(key.path)), error=str(error))
             return Sight(kind=LookKind.UNREACHABLE)
 
-    async def _judge(self, key: Key, sight: Sight, moved: set[int]) -> None:
+    async def _judge(self, key: Key, sight: Sight, moved: set[int], sweeps: int) -> None:
         try:
             description = await self._describe(key, sight)
             if sight.kind is LookKind.SEEN and description is None:
                 return
-            await self._conclude(key, sight, description, moved)
+            if await self._conclude(key, sight, description, moved):
+                self._on_looked(key, sweeps)
         except Exception as error:  # noqa: BLE001
             # The rim of one file: whatever went wrong with it must not stop the others. It is tried again.
             self._log.exception("a checkpoint could not be processed", path=os.fsdecode(key.root.join(key.path)))
             self._on_problem("internal error", os.fsdecode(key.root.join(key.path)), repr(error))
-            self._settle.abort(key, anyio.current_time(), retry_in_s=INTERNAL_ERROR_RETRY_S)
+            # An outcome that settle has taken already is not looked at again here: the next sweep asks for it.
+            with contextlib.suppress(KeyError):
+                self._settle.abort(key, anyio.current_time(), retry_in_s=INTERNAL_ERROR_RETRY_S)
         finally:
             self._in_flight -= 1
             self._wake.set()
@@ -239,7 +258,8 @@ class Pipeline:
         self._metrics.describe_seconds.observe(time.perf_counter() - started)
         return description
 
-    async def _conclude(self, key: Key, sight: Sight, description: Description | None, moved: set[int]) -> None:
+    async def _conclude(self, key: Key, sight: Sight, description: Description | None, moved: set[int]) -> bool:
+        """Publish what a look means; False if that is not clear yet, and another look will tell."""
         look = _as_look(sight, description)
         verdict = self._settle.looked(key, look, anyio.current_time(), time.time_ns())
         if sight.kind is LookKind.UNCHANGED:
@@ -252,21 +272,30 @@ class Pipeline:
             case Verdict.REMOVE:
                 await self._remove(key, moved)
             case Verdict.OFFLINE:
-                await self._journal.submit(Change(key.id, _offline))
+                await self._submit(key, Change(key.id, _offline))
+            case Verdict.WRITING if not self._is_news(key):
+                return False  # what is published of it is older than this look
             case Verdict.WHOLE | Verdict.ABANDONED | Verdict.WRITING:
                 assert description is not None
                 await self._publish(key, sight, description, verdict)
             case Verdict.NOTHING if look.kind is LookKind.SEEN:
-                return  # a second look will tell; until then this path does not count as looked at
+                return False
             case Verdict.NOTHING:
                 pass
-        self._on_looked(key)
+        return True
+
+    async def _submit(self, key: Key, change: Change, description: Description | None = None) -> None:
+        self._publishing[key] += 1
+        try:
+            await self._journal.submit(change, description)
+        finally:
+            self._publishing[key] -= 1
+            if not self._publishing[key]:
+                del self._publishing[key]
 
     async def _publish(self, key: Key, sight: Sight, description: Description, verdict: Verdict) -> None:
-        if verdict is Verdict.WRITING and not self._is_news(key):
-            return
         record = _record(key, sight, description, verdict)
-        await self._journal.submit(Change(key.id, lambda _: record), description)
+        await self._submit(key, Change(key.id, lambda _: record), description)
         if verdict is Verdict.WHOLE:
             self._sidecars.consider(key.root, record, description.sidecar)
 
@@ -278,14 +307,21 @@ class Pipeline:
         return True
 
     async def _remove(self, key: Key, moved: set[int]) -> None:
-        record = self._catalog.get(key.id)
         self._forced.discard(key)
-        if record is None:
-            return
-        reason = DeleteReason.MOVED if record.identities.file.inode in moved else DeleteReason.REMOVED
-        await self._journal.submit(Change(key.id, lambda _: Removal(key.id, reason)))
-        self.counts.removed += 1
-        await self._sidecars.checkpoint_gone(key.root, record)
+        gone: list[Record] = []
+
+        def decide(current: Record | None) -> Removal | None:
+            # Decided when its turn comes: news of the file may be on its way, and then there is something to remove.
+            if current is None:
+                return None
+            gone.append(current)
+            was_moved = current.identities.file.inode in moved
+            return Removal(key.id, DeleteReason.MOVED if was_moved else DeleteReason.REMOVED)
+
+        await self._submit(key, Change(key.id, decide))
+        for record in gone:
+            self.counts.removed += 1
+            await self._sidecars.checkpoint_gone(key.root, record)
 
     def _problem(self, what: str, key: Key, message: str) -> None:
         path = os.fsdecode(key.root.join(key.path))

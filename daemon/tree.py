@@ -174,9 +174,8 @@ class Tree:
         if full:
             self._mounts.accept()
         self.sweep_started_at = time.time()
-        under_way = [key for key in self._pipeline.repeat_looks_under_way() if key.root == self.root]
         ticket = self._completeness.begin(self.root.name, self.sweep_started_at)
-        ticket.expects(under_way, under_way=under_way)
+        ticket.expects(self._pipeline.repeat_looks_under_way(self.root))
         self._proofs.append(_Proof(ticket, waiters))
         report = await anyio.to_thread.run_sync(
             self._sweep_in_thread, b"", limiter=self._sweep_thread, abandon_on_cancel=True
@@ -284,12 +283,13 @@ class Tree:
                     yield Key(self.root, candidate)
 
 
-def root_status(tree: Tree, completeness: Completeness[Key]) -> RootStatus:
+def root_status(tree: Tree, completeness: Completeness[Key], *, writable: bool | None) -> RootStatus:
     """One root as health shows it."""
     return RootStatus(
         path=tree.root.name,
         online=tree.online,
         watching=tree.watching.watching,
+        writable=writable,
         complete_as_of=completeness.complete_as_of(tree.root.name),
         sweep_started_at=tree.sweep_started_at,
         last_sweep_s=tree.last_sweep_s,

@@ -124,17 +124,28 @@ def test_a_sweep_that_failed_proves_nothing_and_is_forgotten() -> None:
     assert not completeness._awaited
 
 
-def test_a_look_that_was_under_way_when_the_sweep_began_does_not_count() -> None:
-    """It may have seen what was there before."""
+def test_a_look_that_began_before_a_sweep_counts_for_the_sweeps_before_it_alone() -> None:
+    """It may have seen what was there before; and looks that last longer than sweeps are apart must count at all."""
+    completeness = Completeness[str]([A])
+    begin(completeness, A, 100, "x")
+    begun = completeness.begun(A)
+    begin(completeness, A, 200, "x")
+    completeness.looked("x", begun)
+    assert completeness.overall() == 100
+    completeness.looked("x", completeness.begun(A))
+    assert completeness.overall() == 200
+    assert not completeness._awaited
+
+
+def test_a_suspect_that_is_told_twice_needs_one_look() -> None:
     completeness = Completeness[str]([A])
     ticket = completeness.begin(A, 100)
-    ticket.expects(["x"], under_way={"x"})
+    ticket.expects(["x"])
     ticket.expects(["x", "y"])
     ticket.ended(True)
     completeness.looked("x")
-    completeness.looked("y")
     assert completeness.overall() is None
-    completeness.looked("x")
+    completeness.looked("y")
     assert completeness.overall() == 100
 
 

@@ -1,0 +1,207 @@
+"""What happens while an outcome is on its way: no look is overtaken by an older one, and no sweep counts one."""
+
+import pathlib
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+import structlog
+
+from ckptd.catalog.describe import describe_opened
+from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
+from ckptd.catalog.roots import Root
+from ckptd.catalog.state import State
+from ckptd.catalog.store import Catalog
+from ckptd.daemon.completeness import Completeness
+from ckptd.daemon.journal import Journal
+from ckptd.daemon.look import Viewer
+from ckptd.daemon.metrics import Metrics
+from ckptd.daemon.pipeline import Key, Pipeline
+from ckptd.daemon.settle import Settle
+from ckptd.validators.errors import Changed
+from tests.service.checkpoints import checkpoint_bytes, rename_in
+
+pytestmark = pytest.mark.anyio
+DEADLINE_S = 20.0
+
+
+class HeldState:
+    """A state whose commits wait while it is held."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._free = threading.Event()
+        self._free.set()
+        self.committing = threading.Event()
+
+    def hold(self) -> None:
+        self.committing.clear()
+        self._free.clear()
+
+    def release(self) -> None:
+        self._free.set()
+
+    def commit(self, *args: Any, **kwargs: Any) -> None:
+        self.committing.set()
+        assert self._free.wait(DEADLINE_S)
+        self._state.commit(*args, **kwargs)
+
+
+class Pool:
+    """Describes in a thread; while it is held, answers wait, and then the file has changed meanwhile."""
+
+    def __init__(self) -> None:
+        self.held: anyio.Event | None = None
+        self.asked = 0
+
+    async def describe(self, request: DescribeRequest, files: OpenedFiles) -> Description:
+        self.asked += 1
+        if self.held is not None:
+            await self.held.wait()
+            self.held = None
+            raise Changed(request.checkpoint_path)
+        return await anyio.to_thread.run_sync(describe_opened, request, files)
+
+
+class NoSidecars:
+    """None are written."""
+
+    def consider(self, *_: object) -> None: ...
+
+    async def checkpoint_gone(self, *_: object) -> None: ...
+
+
+class Stage:
+    """A pipeline on a real directory and a real state."""
+
+    def __init__(self, outputs: pathlib.Path, state: State) -> None:
+        self.root = Root(str(outputs).encode())
+        self.outputs = outputs
+        self.state = HeldState(state)
+        self.pool = Pool()
+        self.catalog = Catalog(state.load().instance)
+        self.completeness = Completeness[Key]([self.root.name])
+        self.looked: list[Key] = []
+        log = structlog.stdlib.get_logger()
+        self.journal = Journal(self.catalog, self.state, log)  # type: ignore[arg-type]
+        self.pipeline = Pipeline(
+            catalog=self.catalog,
+            journal=self.journal,
+            pool=self.pool,  # type: ignore[arg-type]
+            sidecars=NoSidecars(),  # type: ignore[arg-type]
+            viewers=[
+                Viewer(
+                    root=self.root,
+                    roots=[self.root],
+                    suffixes=(".ckpt",),
+                    allowed_targets=(),
+                    is_deletion=lambda _path, _directory: True,
+                )
+            ],
+            settle=Settle(young_s=0.0),
+            sweeps_begun=lambda root: self.completeness.begun(root.name),
+            on_looked=self._on_looked,
+            on_problem=lambda *_: None,
+            metrics=Metrics(),
+            log=log,
+        )
+
+    def _on_looked(self, key: Key, begun: int) -> None:
+        self.looked.append(key)
+        self.completeness.looked(key, begun)
+
+    def key(self, path: str) -> Key:
+        return Key(self.root, path.encode())
+
+    def sweep(self, *suspects: Key) -> None:
+        """What a tree does when a sweep begins, and when it ends."""
+        ticket = self.completeness.begin(self.root.name, 100.0)
+        ticket.expects(self.pipeline.repeat_looks_under_way(self.root))
+        ticket.expects(suspects)
+        self.pipeline.hint(suspects)
+        ticket.ended(True)
+
+
+@pytest.fixture
+async def stage(tmp_path: pathlib.Path) -> AsyncIterator[Stage]:
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    state = State.open(str(tmp_path / "state"), boot_id="boot", clock=lambda: 1.0)
+    try:
+        stage = Stage(outputs, state)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stage.journal.run)
+            tasks.start_soon(stage.pipeline.run)
+            yield stage
+            tasks.cancel_scope.cancel()
+    finally:
+        state.close()
+
+
+async def until(probe: Any, what: str) -> None:
+    with anyio.move_on_after(DEADLINE_S):
+        while not probe():  # noqa: ASYNC110 - what is waited for happens in threads as well
+            await anyio.sleep(0.005)
+        return
+    raise AssertionError(f"not within {DEADLINE_S:g} s: {what}")
+
+
+async def test_a_file_that_is_deleted_while_its_first_news_is_committed_is_not_listed(stage: Stage) -> None:
+    """The look that finds it gone must not conclude from the list that there is nothing to remove."""
+    key = stage.key("a.ckpt")
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes())
+    stage.state.hold()
+    stage.pipeline.hint([key])
+    await until(stage.state.committing.is_set, "its news is being committed")
+    (stage.outputs / "a.ckpt").unlink()
+    stage.pipeline.hint([key])
+    await until(lambda: stage.pipeline.counts.looks == 2 and not stage.pipeline.pending, "it was looked at again")
+    stage.state.release()
+    await until(lambda: len(stage.looked) == 2, "both outcomes are published")
+    assert stage.catalog.get(key.id) is None
+
+
+async def test_a_sweep_that_begins_while_older_news_is_committed_proves_nothing_before_a_new_look(stage: Stage) -> None:
+    """It compares the tree with a list in which that news is missing: it cannot see that it is out of date."""
+    key = stage.key("a.ckpt")
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes())
+    stage.state.hold()
+    stage.pipeline.hint([key])
+    await until(stage.state.committing.is_set, "its news is being committed")
+    (stage.outputs / "a.ckpt").unlink()  # and the event of it is lost
+    stage.sweep()
+    assert stage.completeness.overall() is None
+    stage.state.release()
+    await until(lambda: stage.completeness.overall() == 100.0, "the sweep is a proof")
+    assert stage.catalog.get(key.id) is None
+
+
+async def test_a_look_that_was_under_way_at_the_beginning_of_a_sweep_and_says_nothing_does_not_hold_it_up(
+    stage: Stage,
+) -> None:
+    key = stage.key("a.ckpt")
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes())
+    held = stage.pool.held = anyio.Event()
+    stage.pipeline.hint([key])
+    await until(lambda: stage.pool.asked == 1, "it is being described")
+    stage.sweep(key)
+    held.set()
+    await until(lambda: stage.completeness.overall() == 100.0, "the sweep is a proof")
+    assert stage.catalog.get(key.id) is not None
+
+
+async def test_a_look_that_was_under_way_at_the_beginning_of_a_sweep_proves_nothing(stage: Stage) -> None:
+    key = stage.key("a.ckpt")
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes())
+    held = stage.pool.held = anyio.Event()
+    stage.pipeline.hint([key])
+    await until(lambda: stage.pool.asked == 1, "it is being described")
+    (stage.outputs / "a.ckpt").unlink()
+    stage.sweep()
+    assert stage.completeness.overall() is None
+    held.set()
+    await until(lambda: stage.completeness.overall() == 100.0, "the sweep is a proof")
+    assert stage.catalog.get(key.id) is None
