@@ -7,8 +7,6 @@ that succeeds, all others there follow.
 
 import collections
 import errno
-import heapq
-import itertools
 import math
 import os
 import stat
@@ -31,6 +29,7 @@ from ckptd.validators.findings import Finding, finding
 from ckptd.validators.inspection import FileIdentity
 from ckptd.validators.reader import identity_of
 
+from .duequeue import DueQueue
 from .journal import Journal
 
 WRITERS = 16
@@ -103,10 +102,7 @@ class SidecarWriter:
         self._long_name = long_name
         self._delay_s = delay_s
         self._log = log
-        self._queue: list[tuple[float, int, _Wanted]] = []
-        self._due: dict[_Wanted, float] = {}
-        """When each is due; places in the queue that say otherwise are left over."""
-        self._order = itertools.count()
+        self._queue: DueQueue[_Wanted] = DueQueue()
         self._wake = anyio.Event()
         self._threads = anyio.CapacityLimiter(WRITERS)
         self._unwritable: dict[_Place, float] = {}
@@ -125,7 +121,7 @@ class SidecarWriter:
     @property
     def pending(self) -> int:
         """Sidecars that are still to be written."""
-        return len(self._due) + self._under_way.total()
+        return len(self._queue) + self._under_way.total()
 
     def can_write(self, root: Root) -> bool | None:
         """Whether sidecars go into this root: False while a directory there refuses them, None if none was tried."""
@@ -191,29 +187,23 @@ class SidecarWriter:
     # ---- inside --------------------------------------------------------------------------------------------
 
     def _take_due(self) -> _Wanted | None:
-        now = anyio.current_time()
-        if not self._queue or self._queue[0][0] > now or self._under_way.total() >= WRITERS:
+        now, due_at = anyio.current_time(), self._queue.next_due()
+        if due_at is None or self._under_way.total() >= WRITERS:
             return None
-        if self._is_busy() and now - self._queue[0][0] < MAX_YIELD_S:
+        if self._is_busy() and now - due_at < MAX_YIELD_S:
             return None
-        due_at, _, wanted = heapq.heappop(self._queue)
-        if self._due.get(wanted) != due_at:
-            return self._take_due()
-        del self._due[wanted]
-        return wanted
+        return self._queue.take(now)
 
     def _next_turn(self) -> float:
         """When to look at the queue again; a writer that ends wakes us as well."""
         retry_at = min(self._unwritable.values(), default=math.inf)
-        if not self._queue or self._under_way.total() >= WRITERS:
+        due_at = self._queue.next_due()
+        if due_at is None or self._under_way.total() >= WRITERS:
             return retry_at
-        return min(retry_at, max(self._queue[0][0], anyio.current_time() + YIELD_S if self._is_busy() else 0.0))
+        return min(retry_at, max(due_at, anyio.current_time() + YIELD_S if self._is_busy() else 0.0))
 
     def _schedule(self, wanted: _Wanted, delay_s: float) -> None:
-        due_at = anyio.current_time() + delay_s
-        if due_at < self._due.get(wanted, math.inf):
-            self._due[wanted] = due_at
-            heapq.heappush(self._queue, (due_at, next(self._order), wanted))
+        if self._queue.schedule(wanted, anyio.current_time() + delay_s):
             self._wake.set()
 
     def _reconsider(self) -> None:
