@@ -1,8 +1,9 @@
 """A queue by time: each item once, at its earliest time, in order."""
 
-from ckptd.daemon.duequeue import DueQueue
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ckptd.daemon.duequeue import DueQueue
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 20)), max_size=60), st.integers(0, 20))
