@@ -244,7 +244,7 @@ class _Walk:
         self._found(Found(path, self._identities(self._files, path, status), status.st_dev))
 
     def _take_other(self, path: bytes, name: bytes, directory: bytes) -> None:
-        if name.endswith(b".tmp") and is_temporary_name(name):
+        if name.endswith((b".tmp", b".swap")) and is_temporary_name(name):
             _note(self.scan.leftovers, path)
         elif name.endswith(_SIDECAR_OF_OURS) and is_sidecar_name(name):
             names = self._files.names_of(directory)

@@ -10,15 +10,15 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from ckptd.catalog.experiment import checkpoints_of_config, checkpoints_of_sidecar, scope_of
+from ckptd.catalog.experiment import DirectFiles, checkpoints_of_config, checkpoints_of_sidecar, scope_of
 from ckptd.catalog.roots import Root, is_checkpoint_name
-from ckptd.catalog.sidecar import clean_leftovers
+from ckptd.catalog.sidecar import clean_leftovers, remove_sidecar
 from ckptd.catalog.store import Catalog
 
 from .completeness import Completeness, SweepSchedule, Ticket
 from .mounts import MountTable
 from .pipeline import Key, Pipeline
-from .settings import Settings
+from .settings import Settings, Sidecars
 from .status import RootStatus
 from .sweep import SweepReport, sweep_root, sweep_unopened
 from .watcher import Hints, WatcherState, outermost, watch_root
@@ -86,6 +86,8 @@ class Tree:
         self._schedule = SweepSchedule(min_s=settings.sweep_min_s, cpu=settings.sweep_cpu)
         self._waiters: list[_Waiter] = []
         self._proofs: list[_Proof] = []
+        self._orphans: dict[bytes, float] = {}
+        """Sidecars without a checkpoint, and when they were first seen so; monotonic seconds."""
         self._subtrees: set[bytes] = set()
         self._wake_sweep = anyio.Event()
         self._wake_scan = anyio.Event()
@@ -219,12 +221,33 @@ class Tree:
 
     def _after_whole_sweep(self, root_fd: int, report: SweepReport) -> None:
         """Runs in the sweep's thread: what takes the disk, but is no news."""
-        if report.leftovers and self._may_write(self.root):
+        now = time.monotonic()
+        self._orphans = {path: self._orphans.get(path, now) for path in report.orphans}
+        orphans = [path for path, since in self._orphans.items() if now - since >= self._settings.sweep_min_s]
+        if (report.leftovers or orphans) and self._may_write(self.root):
             for directory in {os.path.dirname(path) for path in report.leftovers}:
                 try:
                     clean_leftovers(root_fd, directory)
                 except OSError as error:
                     self._log.warning("left-over temporary files stay", error=str(error))
+            if self._settings.sidecars is Sidecars.AUTO:
+                self._remove_orphans(root_fd, orphans)
+
+    def _remove_orphans(self, root_fd: int, paths: Iterable[bytes]) -> None:
+        """Remove our sidecars whose checkpoints are gone; those of others stay.
+
+        A kill comes between the two, or a checkpoint goes while its sidecar is written. One that was just copied in
+        ahead of its checkpoint is not taken for that: an orphan must be one for a while.
+        """
+        files = DirectFiles(root_fd)
+        for path in paths:
+            directory, name = os.path.split(path)
+            names = checkpoints_of_sidecar(name, self._settings.suffixes)
+            try:
+                if all(files.status(os.path.join(directory, each)) is None for each in names):
+                    remove_sidecar(root_fd, path)
+            except OSError as error:
+                self._log.warning("a sidecar without a checkpoint stays", error=str(error))
 
     def _note(self, report: SweepReport) -> None:
         self.last_sweep_s = report.seconds

@@ -223,6 +223,22 @@ def test_a_daemon_that_starts_is_not_healthy_before_its_first_sweep_has_ended(
     assert first["checkpoint_count"] == 400
 
 
+def test_our_sidecar_without_a_checkpoint_is_removed_and_a_persons_stays(
+    daemon: Daemon, outputs: pathlib.Path, contents: Contents
+) -> None:
+    """A kill comes between the removal of a checkpoint and of its sidecar, a race between its check and its write."""
+    rename_in(outputs / "a.ckpt", contents.data(0))
+    ours, orphan, edited = (outputs / f"{name}.ckpt.metadata.yaml" for name in ("a", "gone", "edited"))
+    with daemon:
+        eventually(ours.exists, "the sidecar is written")
+        shutil.copy(ours, orphan)
+        edited.write_text(ours.read_text() + "# keep\n")
+        eventually(lambda: not orphan.exists(), "the orphan is removed")
+        daemon.wait_complete()
+        assert ours.exists()
+        assert edited.read_text().endswith("# keep\n")
+
+
 def _only_writing(daemon: Daemon) -> bool:
     health = daemon.health()
     return bool(health["pending"] <= health["by_health"].get("writing", 0))
