@@ -100,7 +100,8 @@ class Changes:
         # Runs, not one message of each kind: an id must never be ahead of a change that is still to come.
         for shown, run in itertools.groupby(items, key=lambda item: _is_shown(item, view)):
             group = list(run)
-            at = Cursor(self._catalog.instance, sse.last_revision(group), view.filter_hash)
+            end = reached if group[-1] is items[-1] else sse.last_revision(group)
+            at = Cursor(self._catalog.instance, end, view.filter_hash)
             if shown:
                 pieces.append(sse.upsert([item for item in group if isinstance(item, Record)], at))
             else:

@@ -30,7 +30,7 @@ class FakeBackend:
     """What HTTP asks of a service, without files, workers and state."""
 
     def __init__(self, settings: Settings, catalog: Catalog | None = None, **hub_options: Any) -> None:
-        self.catalog = catalog or Catalog("testing")
+        self.catalog = Catalog("testing") if catalog is None else catalog  # an empty one is false
         self.settings = settings
         self.metrics = Metrics()
         self.hub = EventHub(self.catalog, complete_as_of=lambda: COMPLETE_AS_OF, **hub_options)

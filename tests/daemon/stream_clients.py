@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, Self
 
 from ckptd.daemon.http.events import EventHub
@@ -52,11 +53,14 @@ class EventParser:
 class ClientState:
     """What a client keeps: the rules of the wire, and checks that nothing ever goes backwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_all: Callable[[int], bool] | None = None) -> None:
+        """`has_all(revision)`: whether everything up to there was told; by default, as far as the ids say."""
+        self.has_all = has_all or (lambda revision: self.revision >= revision)
         self.entries: dict[str, dict[str, Any]] = {}
         self.whole = False
         """A snapshot is complete, or the stream was resumed."""
         self.revision = 0
+        self.instance = ""
         self.parser = EventParser()
         self.said_bye = False
         self.rebuilt: dict[str, int] = {}
@@ -99,7 +103,7 @@ class ClientState:
             case "heartbeat":
                 assert data["revision"] == _revision_of(message) == self.revision
             case "rebuilt":
-                assert self.revision >= data["revision"], "a rebuild was reported before what it found"
+                assert self.has_all(data["revision"]), "a rebuild was reported before what it found"
                 self.rebuilt[data["token"]] = data["revision"]
             case "bye":
                 assert message.retry is not None
@@ -120,13 +124,12 @@ class ClientState:
 
     def _reach(self, message: Message, revision: int) -> None:
         assert _revision_of(message) == revision
-        assert revision >= self.revision, "the stream went backwards"
-        self.revision = revision
-
-    def forget_instance(self) -> None:
-        """The client sees another instance: revisions start anew."""
-        self.revision = 0
-        self.entries = {}
+        instance = message.last_event_id.rsplit(".", 2)[0]
+        if instance != self.instance:
+            assert message.type in ("complete", "upsert", "delete"), "nothing is resumed from another instance"
+        else:
+            assert revision >= self.revision, "the stream went backwards"
+        self.instance, self.revision = instance, revision
 
 
 def _revision_of(message: Message) -> int:
@@ -140,6 +143,9 @@ class InProcessListener:
         self.state = state
         self.messages: list[Message] = []
         self.ended = False
+        self.is_waited_for = False
+        self.failure: AssertionError | None = None
+        """What was wrong with a message. Raised here it would only look like a client that broke."""
         self._reading = asyncio.Event()
         self._reading.set()
         self._gone = asyncio.Event()
@@ -172,10 +178,15 @@ class InProcessListener:
 
     async def _send(self, message: Any) -> None:
         # As uvicorn: wait while the client does not read, drop what comes after it has gone.
+        self.is_waited_for = True
         await self._reading.wait()
+        self.is_waited_for = False
         if self._gone.is_set() or message["type"] == "http.response.start":
             return
-        self.messages += self.state.feed(message["body"])
+        try:
+            self.messages += self.state.feed(message["body"])
+        except AssertionError as failure:
+            self.failure = self.failure or failure
         if not message["more_body"]:
             self.ended = True
             self._gone.set()

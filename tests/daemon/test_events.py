@@ -20,11 +20,13 @@ from starlette.responses import Response
 from starlette.routing import Mount
 
 from ckptd.catalog.entry import Health
+from ckptd.catalog.store import Catalog, Retention
 from ckptd.daemon.http import AccessPolicy, build_app
+from ckptd.daemon.http.frames import View
 from ckptd.daemon.settings import Settings
 from tests.catalog.catalog_records import put, record_of
 from tests.daemon.fakes import FakeBackend, RawListener, Server, serving, until
-from tests.daemon.stream_clients import ClientState
+from tests.daemon.stream_clients import ClientState, InProcessListener
 
 pytestmark = pytest.mark.anyio
 
@@ -279,6 +281,53 @@ async def test_a_rebuild_that_ended_while_a_listener_was_away_is_told_on_return(
         assert b'"token":"token-1"' in await again.until("rebuilt")
         fresh = await server.listen()
         assert b"rebuilt" not in await fresh.until("complete")
+
+
+async def test_a_rebuild_is_never_told_before_what_it_found(tmp_path: Path) -> None:
+    """A listener that is behind reaches the next round's announcements only after the next round's changes."""
+    backend = backend_of(tmp_path, coalesce_ms=300)
+    async with serving(backend):
+        state = ClientState()  # asserts that a rebuild's revision was reached before it is told
+        slow = InProcessListener(state).connect(backend.hub, View("0", lambda _: True), None)
+        await until(lambda: state.whole)
+        slow.stall()
+        backend.put("first.ckpt")
+        await until(lambda: slow.is_waited_for, "a send that waits for the slow one")
+        backend.put("found.ckpt")
+        backend.hub.announce_rebuilt("token-1", backend.catalog.revision)
+        slow.read_on()
+        await until(lambda: "token-1" in state.rebuilt or slow.failure)
+        await slow.leave()
+        assert slow.failure is None
+
+
+async def test_a_live_listener_that_missed_a_forgotten_deletion_is_given_a_new_snapshot(tmp_path: Path) -> None:
+    now = 0.0
+    catalog = Catalog("testing", lambda: now, Retention(tombstones_kept=1, tombstone_age_s=5))
+    backend = FakeBackend(Settings(roots=(str(tmp_path),), state_dir=str(tmp_path / "state")), catalog)
+    async with serving(backend):
+        for name in "abcd":
+            backend.put(f"{name}.ckpt")
+        state = ClientState()
+        slow = InProcessListener(state).connect(backend.hub, View("0", lambda _: True), None)
+        await until(lambda: state.whole)
+        slow.stall()
+        backend.put("e.ckpt")
+        await until(lambda: slow.is_waited_for, "a send that waits for the slow one")
+        backend.drop("a.ckpt")
+        backend.drop("b.ckpt")
+        now = 10.0
+        backend.drop("c.ckpt")
+        assert not catalog.can_resume(5), "its cursor is below the floor"
+        slow.read_on()
+        await until(lambda: state.revision == catalog.revision or slow.failure)
+        await slow.leave()
+        assert slow.failure is None
+        assert [message.data["reason"] for message in slow.messages if message.type == "reset"] == [
+            "start",
+            "cursor too old",
+        ]
+        assert {entry["path"] for entry in state.entries.values()} == {"d.ckpt", "e.ckpt"}
 
 
 async def test_the_stream_works_mounted_in_another_application_with_middleware(tmp_path: Path) -> None:
