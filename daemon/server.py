@@ -9,6 +9,7 @@ from collections.abc import Generator
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import structlog
 import uvicorn
 
@@ -43,9 +44,10 @@ def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygotePro
     _prepare_process()
     try:
         with contextlib.closing(Service.open(settings, log, zygote)) as service:
-            access = AccessPolicy.from_settings(settings, service.roots)
             listeners = sockets.bind(settings, os.environ)
             try:
+                # By the addresses that are really listened on: systemd may hand over others than the settings name.
+                access = AccessPolicy.from_settings(settings, service.roots, listeners.addresses)
                 anyio.run(_serve, service, access, listeners, Notifier(os.environ), log)
             finally:
                 sockets.remove_unix_sockets(settings)
@@ -104,7 +106,7 @@ async def _obey_signals(
         async for number in signals:
             if number == signal.SIGHUP:
                 notifier.reloading()
-                access.reload()
+                await _reload(access, log)
                 service.request_rebuild(RebuildMode.SWEEP)
                 notifier.ready("reloaded")
             elif stop.is_set():
@@ -114,6 +116,13 @@ async def _obey_signals(
             else:
                 log.info("stopping", signal=signal.Signals(number).name)
                 stop.set()
+
+
+async def _reload(access: AccessPolicy, log: structlog.stdlib.BoundLogger) -> None:
+    try:
+        await anyio.to_thread.run_sync(access.reload)
+    except AccessError as error:
+        log.error("the token was not read again; the old one stays in force", error=str(error))
 
 
 async def _feed_watchdog(notifier: Notifier) -> None:

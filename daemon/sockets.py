@@ -19,6 +19,8 @@ KEEPALIVE_IDLE_S = 60
 USER_TIMEOUT_MS = 30_000
 """Half-open peers are noticed within this time (tcp(7), TCP_USER_TIMEOUT; inherited from the listener)."""
 
+_INTERNET = (socket.AF_INET, socket.AF_INET6)
+
 SEND_BUFFER_BYTES = 256 * 1024
 """What the kernel holds for a reader that does not read; by default it is up to 4 MB each."""
 
@@ -36,6 +38,11 @@ class Listeners(NamedTuple):
     port: int | None
     """Of the first TCP socket."""
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of the TCP sockets."""
+        return [listener.getsockname()[0] for listener in self.sockets if listener.family in _INTERNET]
+
 
 def bind(settings: Settings, env: MutableMapping[str, str]) -> Listeners:
     """Open every socket of the service, listening.
@@ -52,7 +59,7 @@ def bind(settings: Settings, env: MutableMapping[str, str]) -> Listeners:
         state_socket = os.path.join(settings.state_dir, STATE_SOCKET)
         if settings.uds != state_socket:
             opened.append(_bind_unix(state_socket))
-        port = next((s.getsockname()[1] for s in opened if s.family in (socket.AF_INET, socket.AF_INET6)), None)
+        port = next((s.getsockname()[1] for s in opened if s.family in _INTERNET), None)
         if settings.port_file is not None and port is not None:
             _write_port_file(settings.port_file, port)
         undo.pop_all()

@@ -189,3 +189,20 @@ def _is_alive(pid: int) -> bool:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_a_socket_of_systemd_on_an_open_address_asks_for_a_token(outputs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Whatever the settings name: what counts is what is really listened on."""
+    launcher = (
+        "import os, socket, sys; s = socket.create_server(('0.0.0.0', 0)); s = s.detach(); os.dup2(os.dup(s), 3, inheritable=True);"
+        "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    daemon = Daemon(outputs, tmp_path / "state")
+    command = [part for part in daemon.command() if part != "--allow-anonymous"]
+    daemon.process = subprocess.Popen([sys.executable, "-c", launcher, *command], cwd="/")
+    with daemon:
+        eventually(daemon.is_up, "the service answers")
+        assert daemon.get("/checkpoints").status_code == 401
+        token = (tmp_path / "state/token").read_text().strip()
+        answer = httpx.get(f"{daemon.url}/checkpoints", headers={"Authorization": f"Bearer {token}"})
+        assert answer.status_code == 200
