@@ -194,7 +194,8 @@ def _is_alive(pid: int) -> bool:
 def test_a_socket_of_systemd_on_an_open_address_asks_for_a_token(outputs: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Whatever the settings name: what counts is what is really listened on."""
     launcher = (
-        "import os, socket, sys; s = socket.create_server(('0.0.0.0', 0)); s = s.detach(); os.dup2(os.dup(s), 3, inheritable=True);"
+        "import os, socket, sys; s = socket.create_server(('0.0.0.0', 0)).detach();"
+        "os.dup2(os.dup(s), 3, inheritable=True);"
         "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); os.execv(sys.argv[1], sys.argv[1:])"
     )
     daemon = Daemon(outputs, tmp_path / "state")
