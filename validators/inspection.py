@@ -161,6 +161,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """Digest of the central directory and `data.pkl`: changes with the archive, costs no tensor bytes."""
     content_id: str | None = None
     """Digest of the weights by name, dtype, shape and checksum; None where checksums are absent."""
+    digest: str | None = None
+    """Of every byte of the file, where level `checksum` was asked for; equal digests mean equal files."""
 
     @property
     def is_valid(self) -> bool:

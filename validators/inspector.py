@@ -12,6 +12,7 @@ import msgspec
 
 from . import facts, fingerprint
 from .checks import safety
+from .checks.checksum import mismatch_message, mismatches, verify_archive
 from .checks.structure import check_structure, limited
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import Finding, finding
@@ -21,6 +22,7 @@ from .inspection import Format, Inspection, Level, Safety, Seal, TensorInfo
 from .plain import clip
 from .reader import FileReader
 from .scalars import ScalarReader
+from .tensors import TensorTable
 from .unpickle import InertPickle, load_inert
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
@@ -31,14 +33,14 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCTURE) -> Inspection:
-    """Inspect one file in this process. Nothing in it is executed, and no tensor is read.
+    """Inspect one file in this process. Nothing in it is executed; at level `structure` no tensor is read.
 
     A hostile file can exhaust the memory, the stack or the time of the process that parses it (see `unpickle`); where
     that matters, use the worker pool, as the daemon and the command line do.
 
     Args:
         path: a regular file, or a link to one.
-        level: how much to verify; only `structure` so far.
+        level: how much to verify; `structure` or `checksum` so far.
 
     Raises:
         Unreadable: the file cannot be opened or read, or is no regular file.
@@ -64,7 +66,7 @@ def inspect_opened(fd: int, checkpoint_path: str, level: Level = Level.STRUCTURE
     Args:
         fd: opened for reading; the caller closes it. Its position is neither used nor changed.
         checkpoint_path: for people; never opened.
-        level: how much to verify; only `structure` so far.
+        level: how much to verify; `structure` or `checksum` so far.
 
     Raises:
         Changed: the file was modified meanwhile; look again.
@@ -74,14 +76,14 @@ def inspect_opened(fd: int, checkpoint_path: str, level: Level = Level.STRUCTURE
     _check_level(level)
     reader = FileReader(fd)
     with _no_garbage_collection():
-        inspection = _inspect(reader, checkpoint_path)
+        inspection = _inspect(reader, checkpoint_path, level)
     reader.check_unchanged()
     return inspection
 
 
 def _check_level(level: Level) -> None:
-    if level is not Level.STRUCTURE:
-        raise ValueError(f"level {str(level)!r} is not available yet; use 'structure'")
+    if level not in (Level.STRUCTURE, Level.CHECKSUM):
+        raise ValueError(f"level {str(level)!r} is not available yet; use 'structure' or 'checksum'")
 
 
 def _open(path: str | os.PathLike[str]) -> int:
@@ -105,7 +107,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _inspect(reader: FileReader, checkpoint_path: str) -> Inspection:
+def _inspect(reader: FileReader, checkpoint_path: str, level: Level) -> Inspection:
     source = torch_zip.Source(reader)
     head = source.read(0, min(HEAD_BYTES, source.size))
     blank = Inspection(checkpoint_path=checkpoint_path, identity=reader.identity)
@@ -122,19 +124,42 @@ def _inspect(reader: FileReader, checkpoint_path: str) -> Inspection:
         return msgspec.structs.replace(blank, findings=(finding(error.code, error.message),))
     sealed = msgspec.structs.replace(blank, seal=Seal.SEALED)
     try:
-        return _inspect_archive(torch_zip.read_archive(source, directory), sealed)
+        archive = torch_zip.read_archive(source, directory)
     except Corrupt as error:
         return msgspec.structs.replace(sealed, findings=(finding(error.code, error.message),))
+    inspection, table = _inspect_archive(archive, sealed)
+    return inspection if level is Level.STRUCTURE else _with_checksums(archive, inspection, table)
 
 
-def _inspect_archive(archive: torch_zip.Archive, sealed: Inspection) -> Inspection:
+def _with_checksums(archive: torch_zip.Archive, inspection: Inspection, table: TensorTable | None) -> Inspection:
+    """`inspection` with what reading every byte showed; its level rises only where there are checksums to read by."""
+    verification = verify_archive(archive)
+    found = limited(mismatches(archive, verification, table))
+    return msgspec.structs.replace(
+        inspection,
+        level=Level.CHECKSUM if archive.has_checksums else inspection.level,
+        digest=verification.digest,
+        # data.pkl is checked before it is parsed: its finding is there already.
+        findings=(*inspection.findings, *(problem for problem in found if problem not in inspection.findings)),
+    )
+
+
+def _inspect_archive(archive: torch_zip.Archive, sealed: Inspection) -> tuple[Inspection, TensorTable | None]:
+    """What an archive holds, and its tensors where they are known."""
+    try:
+        return _inspect_records(archive, sealed)
+    except Corrupt as error:
+        return msgspec.structs.replace(sealed, findings=(finding(error.code, error.message),)), None
+
+
+def _inspect_records(archive: torch_zip.Archive, sealed: Inspection) -> tuple[Inspection, TensorTable | None]:
     if archive.find("constants.pkl") is not None:
         found = (finding("format.unsupported", "the file is a TorchScript program, as torch.jit.save writes"),)
-        return msgspec.structs.replace(sealed, format=Format.TORCHSCRIPT, findings=found)
+        return msgspec.structs.replace(sealed, format=Format.TORCHSCRIPT, findings=found), None
     index = archive.find("data.pkl")
     if index is None:
         found = (finding("format.unknown", "the file is a zip archive, but without the data.pkl of torch.save"),)
-        return msgspec.structs.replace(sealed, format=Format.UNKNOWN, findings=found)
+        return msgspec.structs.replace(sealed, format=Format.UNKNOWN, findings=found), None
     pickle = _read_pickle(archive, index)
     inert = load_inert(pickle)
     proved = inert.failure is None and inert.consumed == len(pickle)
@@ -153,7 +178,7 @@ def _inspect_archive(archive: torch_zip.Archive, sealed: Inspection) -> Inspecti
         archive_id=fingerprint.archive_id(archive, pickle),
         findings=tuple(findings),
     )
-    return judged if inert.failure is not None else _describe(archive, inert, judged)
+    return (judged, None) if inert.failure is not None else _describe(archive, inert, judged)
 
 
 def _read_pickle(archive: torch_zip.Archive, index: int) -> bytes:
@@ -163,16 +188,18 @@ def _read_pickle(archive: torch_zip.Archive, index: int) -> bytes:
         raise Corrupt("pickle.limits", f"data.pkl has {size:,} bytes; at most {MAX_PICKLE_BYTES:,} are parsed")
     data = archive.read(index)
     if archive.has_checksums and zlib.crc32(data) != archive.checksums[index]:
-        raise Corrupt("archive.checksum_mismatch", "data.pkl does not match its checksum: its bytes were altered")
+        raise Corrupt("archive.checksum_mismatch", mismatch_message(archive, index))
     return data
 
 
-def _describe(archive: torch_zip.Archive, inert: InertPickle, judged: Inspection) -> Inspection:
+def _describe(
+    archive: torch_zip.Archive, inert: InertPickle, judged: Inspection
+) -> tuple[Inspection, TensorTable | None]:
     findings = list(judged.findings)
     try:
         tensors = facts.find_tensors(inert.value)
     except Corrupt as error:
-        return msgspec.structs.replace(judged, findings=(*findings, finding(error.code, error.message)))
+        return msgspec.structs.replace(judged, findings=(*findings, finding(error.code, error.message))), None
     findings += limited((problem.code, problem.message) for problem in tensors.problems)
     findings += check_structure(tensors.table, archive)
     weights = tensors.of("weights")
@@ -183,7 +210,7 @@ def _describe(archive: torch_zip.Archive, inert: InertPickle, judged: Inspection
     top, scalars = _top(inert.value), ScalarReader(archive, big_endian=_is_big_endian(archive))
     epoch, global_step = facts.progress(top, scalars)
     hyper_parameters = facts.hyper_parameters(top, scalars)
-    return msgspec.structs.replace(
+    described = msgspec.structs.replace(
         judged,
         safety=_with_instantiator(judged.safety, top, findings),
         tensors=tuple(_tensor_infos(tensors)),
@@ -202,6 +229,7 @@ def _describe(archive: torch_zip.Archive, inert: InertPickle, judged: Inspection
         content_id=None if has_problems else _content_id(archive, weights),
         findings=tuple(findings),
     )
+    return described, tensors.table
 
 
 def _top(value: Any) -> dict[Any, Any]:

@@ -15,7 +15,7 @@ from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import open_checkpoint
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
-from ckptd.validators.inspection import FileIdentity
+from ckptd.validators.inspection import FileIdentity, Level
 
 from ..logging import configure
 from ..settings import LogLevel, Settings
@@ -36,6 +36,7 @@ def describe_all(
     done: Done,
     settings: Settings,
     *,
+    level: Level = Level.STRUCTURE,
     trust_sidecar: bool = False,
     in_process: bool = False,
 ) -> None:
@@ -47,20 +48,20 @@ def describe_all(
         targets: what to describe.
         done: told of each one.
         settings: number and limits of the workers.
+        level: how much of each file to verify.
         trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
         in_process: without worker processes; a hostile file can then take the command down.
     """
     try:
-        anyio.run(_describe_all, targets, done, settings, trust_sidecar, in_process)
+        anyio.run(_describe_all, targets, done, settings, _One(level=level, trust_sidecar=trust_sidecar), in_process)
     except BaseExceptionGroup as group:
         # A task group wraps what `done` raised (a closed pipe); the caller wants that itself.
         raise _first(group) from None
 
 
 async def _describe_all(
-    targets: Sequence[Target], done: Done, settings: Settings, trust_sidecar: bool, in_process: bool
+    targets: Sequence[Target], done: Done, settings: Settings, one: "_One", in_process: bool
 ) -> None:
-    one = _One(trust_sidecar=trust_sidecar)
     if in_process:
         for target in targets:
             done(target, await one.describe(target, _in_process))
@@ -85,7 +86,8 @@ async def _describe_all(
 class _One:
     """The way of one file from its path to its description."""
 
-    def __init__(self, *, trust_sidecar: bool) -> None:
+    def __init__(self, *, level: Level, trust_sidecar: bool) -> None:
+        self._level = level
         self._trust_sidecar = trust_sidecar
 
     async def describe(self, target: Target, describe: Describe) -> Description:
@@ -115,6 +117,7 @@ class _One:
         request = msgspec.structs.replace(
             request,
             checkpoint_path=os.fsdecode(target.absolute),
+            level=self._level,
             trust_sidecar=self._trust_sidecar,
         )
         return request, files, identities

@@ -150,6 +150,29 @@ def test_validate_takes_a_named_file_whatever_its_suffix_and_names_that_are_not_
     assert len(ckptd_json("validate", ".", home=tmp_path)["checkpoints"]) == 1
 
 
+def test_validate_at_level_checksum_finds_what_structure_cannot_see(tmp_path):
+    path = save(tmp_path / "flipped.ckpt")
+    save(tmp_path / "good.ckpt")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\x00\x00\x80\x3f" * 16)] ^= 1  # the ones of a tensor
+    path.write_bytes(data)
+    assert ckptd("validate", ".", home=tmp_path).returncode == 0
+    result = ckptd("validate", ".", "--level", "checksum", home=tmp_path)
+    assert result.returncode == 1
+    lines = [line.split("\t")[:3] for line in result.stdout.splitlines()]
+    assert lines == [["flipped.ckpt", "invalid", "checksum"], ["good.ckpt", "valid", "checksum"]]
+    assert "archive.checksum_mismatch: record data/0, the data of tensor state_dict.encoder.weight" in result.stderr
+    documents = ckptd_json("validate", "good.ckpt", "--level", "checksum", home=tmp_path)["checkpoints"]
+    assert documents[0]["digest"].startswith("blake2b:")
+
+
+def test_validate_refuses_a_level_that_is_not_there_with_exit_code_2(tmp_path):
+    save(tmp_path / "good.ckpt")
+    result = ckptd("validate", "good.ckpt", "--level", "weights", home=tmp_path)
+    assert result.returncode == 2
+    assert "'structure', 'checksum'" in result.stderr or "structure, checksum" in result.stderr
+
+
 def test_validate_of_nothing_exits_2(tmp_path):
     result = ckptd("validate", "nowhere.ckpt", home=tmp_path)
     assert result.returncode == 2

@@ -1,0 +1,169 @@
+"""Level `checksum`: an altered byte in any record is found and named, and nothing is claimed that was not verified."""
+
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckptd.validators import Inspection, Level, Seal, inspect_checkpoint
+from ckptd.validators.checks import checksum
+from tests.validators.checkpoint_files import codes, saved, small_checkpoint, state_dict
+
+
+def _verified(directory: Path, data: bytes) -> Inspection:
+    path = directory / "bytes.ckpt"
+    path.write_bytes(data)
+    return inspect_checkpoint(path, Level.CHECKSUM)
+
+
+def _records(data: bytes) -> dict[str, tuple[int, int]]:
+    """Name → where the contents begin, and their size."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        infos = archive.infolist()
+    starts = {}
+    for info in infos:
+        at = info.header_offset
+        lengths = data[at + 26 : at + 30]
+        skipped = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+        starts[info.filename] = (at + 30 + skipped, info.compress_size)
+    return starts
+
+
+def _flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+
+
+def test_a_sound_file_is_verified_and_digested_whole(tmp_path: Path) -> None:
+    data = small_checkpoint()
+    inspection = _verified(tmp_path, data)
+    assert inspection.is_valid
+    assert inspection.level is Level.CHECKSUM
+    assert inspection.digest == f"blake2b:{hashlib.blake2b(data, digest_size=32).hexdigest()}"
+    plain = inspect_checkpoint(tmp_path / "bytes.ckpt")
+    assert (plain.level, plain.digest, plain.tensors) == (Level.STRUCTURE, None, inspection.tensors)
+
+
+def test_one_altered_bit_in_any_record_is_found_in_that_record(tmp_path: Path) -> None:
+    data = small_checkpoint()
+    for name, (begin, size) in _records(data).items():
+        for position in {begin, begin + size // 2, begin + size - 1} if size else ():
+            inspection = _verified(tmp_path, _flipped(data, position))
+            assert codes(inspection) == {"archive.checksum_mismatch"}, (name, position)
+            assert len(inspection.findings) == 1
+            assert name.removeprefix("archive/") in inspection.findings[0].message
+
+
+def test_damage_that_torch_loads_silently_is_found_with_the_tensor_it_hit(tmp_path: Path) -> None:
+    data = small_checkpoint()
+    begin, _ = _records(data)["archive/data/1"]
+    damaged = _flipped(data, begin + 1)
+    loaded = torch.load(io.BytesIO(damaged), weights_only=True)
+    assert not torch.equal(loaded["state_dict"]["model.encoder.bias"], state_dict()["model.encoder.bias"])
+    (found,) = _verified(tmp_path, damaged).findings
+    assert "data/1" in found.message
+    assert "state_dict.model.encoder.bias" in found.message
+    assert "encoder.weight" not in found.message
+
+
+def test_all_tensors_of_a_shared_and_of_a_sparse_record_are_named(tmp_path: Path) -> None:
+    shared = torch.arange(8.0)
+    sparse = torch.eye(3).to_sparse()
+    data = saved({"state_dict": {"a": shared, "b": shared[2:], "s": sparse}})
+    found = set()
+    for name, (begin, size) in _records(data).items():
+        if "/data/" in name and size:
+            found.add(_verified(tmp_path, _flipped(data, begin)).findings[0].message)
+    assert any("state_dict.a, state_dict.b" in message for message in found)
+    assert sum("state_dict.s" in message for message in found) == 2
+
+
+def test_swapped_and_zeroed_pages_in_a_large_record_are_found(tmp_path: Path) -> None:
+    """Records longer than a piece are read in several; their pieces' borders hide nothing."""
+    data = saved({"state_dict": {"w": torch.randn(3_000_000), "v": torch.randn(700_000)}})
+    records = _records(data)
+    assert _verified(tmp_path, data).is_valid
+    begin, size = records["archive/data/0"]
+    assert size > 2 * checksum.LARGE_PIECE_BYTES
+    a, b = begin + 4096, begin + size - 8192
+    swapped = data[:a] + data[b : b + 4096] + data[a + 4096 : b] + data[a : a + 4096] + data[b + 4096 :]
+    assert len(swapped) == len(data)
+    assert "state_dict.w" in (_verified(tmp_path, swapped).error_message or "")
+    begin, size = records["archive/data/1"]
+    zeroed = data[:begin] + bytes(4096) + data[begin + 4096 :]
+    assert "state_dict.v" in (_verified(tmp_path, zeroed).error_message or "")
+    for border in range(0, len(data), checksum.PIECE_BYTES):
+        touched = [name for name, (at, n) in records.items() if at <= border < at + n]
+        assert codes(_verified(tmp_path, _flipped(data, border))) == {"archive.checksum_mismatch"} or not touched
+
+
+def test_an_archive_without_checksums_is_digested_and_not_called_verified(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        data = small_checkpoint()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    inspection = _verified(tmp_path, data)
+    assert codes(inspection) == {"archive.unverifiable"}
+    assert inspection.is_valid
+    assert inspection.level is Level.STRUCTURE
+    assert inspection.digest is not None
+    begin, _ = _records(data)["archive/data/0"]
+    assert _verified(tmp_path, _flipped(data, begin)).digest != inspection.digest
+
+
+def test_many_altered_records_are_counted_not_listed(tmp_path: Path) -> None:
+    data = saved({"state_dict": {f"w{i}": torch.randn(3) for i in range(50)}})
+    damaged = bytearray(data)
+    for name, (begin, _) in _records(data).items():
+        if "/data/" in name:
+            damaged[begin] ^= 1
+    findings = _verified(tmp_path, bytes(damaged)).findings
+    assert len(findings) == 10
+    assert findings[-1].message == "and 41 more like these"
+
+
+def _deflated(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
+def test_compressed_records_are_verified_by_what_they_expand_to(tmp_path: Path) -> None:
+    data = _deflated(saved({"state_dict": {"zeros": torch.zeros(2_000_000), "w": torch.randn(500)}}))
+    assert _verified(tmp_path, data).findings == ()
+    begin, size = _records(data)["archive/data/1"]
+    for position in range(begin, begin + size, max(1, size // 40)):
+        inspection = _verified(tmp_path, _flipped(data, position))
+        assert codes(inspection) == {"archive.checksum_mismatch"}, position
+        assert "state_dict.w" in (inspection.error_message or "")
+
+
+def test_the_name_of_the_level_stays_when_the_file_is_not_whole(tmp_path: Path) -> None:
+    inspection = _verified(tmp_path, small_checkpoint()[:-1])
+    assert inspection.seal is Seal.OPEN
+    assert inspection.level is Level.STRUCTURE
+    assert inspection.digest is None
+
+
+def test_the_fast_checksum_agrees_with_zlib_and_is_optional() -> None:
+    data = bytes(range(256)) * 5000
+    assert checksum.crc32(memoryview(data)[3:], 7) == zlib.crc32(data[3:], 7)
+    without = "import sys, zlib; sys.modules['isal'] = None; from ckptd.validators.checks import checksum; "
+    done = subprocess.run(
+        [sys.executable, "-c", without + "assert checksum.crc32 is zlib.crc32"], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("level", [Level.NONE, Level.WEIGHTS])
+def test_other_levels_are_refused(level: Level, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not available"):
+        inspect_checkpoint(tmp_path / "any.ckpt", level)
