@@ -19,7 +19,7 @@ _RESOLVE_BENEATH = 0x08
 
 
 class RootError(ValueError):
-    """Raised when a configured root can never be watched: it exists and is not a directory."""
+    """Raised when a configured root can never be watched: it is no directory, or its path is not UTF-8."""
 
 
 class Root(msgspec.Struct, frozen=True):
@@ -47,13 +47,15 @@ def resolve_roots(paths: Iterable[str]) -> tuple[list[Root], list[str]]:
         The roots in the order given, and warnings for people about what was merged.
 
     Raises:
-        RootError: a path exists and is not a directory.
+        RootError: a path exists and is not a directory, or is not UTF-8: no event could ever name a file there.
     """
     resolved: list[tuple[str, bytes]] = []
     for given in paths:
         path = os.path.realpath(os.fsencode(given))
         if os.path.exists(path) and not os.path.isdir(path):
             raise RootError(f"roots: {given!r} is not a directory; name the directory that holds the checkpoints")
+        if not _is_utf8(path):
+            raise RootError(f"roots: the path {path!r} is not UTF-8 and cannot be watched; rename the directory")
         resolved.append((given, path))
     roots: list[Root] = []
     warnings: list[str] = []
@@ -142,6 +144,14 @@ def _has_openat2() -> bool:
 @functools.cache
 def _encoded(suffixes: tuple[str, ...]) -> tuple[bytes, ...]:
     return tuple(os.fsencode(suffix) for suffix in suffixes)
+
+
+def _is_utf8(path: bytes) -> bool:
+    try:
+        path.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _beneath(path: bytes, other: bytes) -> bool:

@@ -103,7 +103,9 @@ def connect(path: str) -> sqlite3.Connection:
         sqlite3.Error: the disk is full or failing.
     """
     fresh = not os.path.lexists(path)
-    if not fresh and os.path.isfile(path) and not os.path.getsize(path):
+    if not fresh and not os.path.isfile(path):
+        raise Unusable("it is no regular file")
+    if not fresh and not os.path.getsize(path):
         raise Unusable("it is empty")
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:

@@ -75,6 +75,8 @@ class Journal:
         """False while the state cannot be written and the catalog lives in memory alone."""
         self.undescribed: set[CheckpointId] = set()
         """Entries whose descriptions were lost while the state could not be written; to be read again."""
+        self._awaited: set[CheckpointId] = set()
+        """Those that are being read again."""
 
     @property
     def depth(self) -> int:
@@ -103,6 +105,12 @@ class Journal:
             StateError: the state cannot be written; nothing is retried.
         """
         await self._in_thread(work)
+
+    def take_undescribed(self) -> set[CheckpointId]:
+        """The entries to be read again, each once: their descriptions are kept even if nothing else has changed."""
+        taken, self.undescribed = self.undescribed, set()
+        self._awaited |= taken
+        return taken
 
     def close(self) -> None:
         """Let `run` end once everything queued is visible."""
@@ -134,6 +142,8 @@ class Journal:
         if batch is not None:
             await self._commit(batch, details)
             self._catalog.publish(batch)
+        elif self._awaited & details.descriptions.keys():
+            await self._commit(Batch((), self._catalog.revision), details)
         for submission in submissions:
             submission.done.set()
 
@@ -145,6 +155,7 @@ class Journal:
                         batch, details.descriptions, self._catalog.floor, amended=details.amended
                     )
                 )
+                self._awaited -= details.descriptions.keys()
                 return
             except StateError as error:
                 self.durable = False
@@ -155,7 +166,8 @@ class Journal:
                     error=str(error),
                     remedy="free some space on the state directory's disk; it is tried again by itself",
                 )
-        self.undescribed.update(_ids(batch))
+        self.undescribed.update(_ids(batch), self._awaited)
+        self._awaited.clear()
 
     async def _recover(self) -> None:
         catalog = self._catalog

@@ -83,6 +83,8 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
         except OSError as error:
             return self._absent(path) if error.errno in _NOT_THERE else Sight(kind=LookKind.UNREACHABLE)
+        if _is_beneath_link(root_fd, path):
+            return self._look_beneath_link(root_fd, path, status, known, must_read=must_read)
         if stat.S_ISLNK(status.st_mode):
             return self._look_at_link(root_fd, path, status, known, must_read=must_read)
         if not stat.S_ISREG(status.st_mode):
@@ -179,12 +181,31 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
                 return self._follow(allowed, relative, path, link, known, None, must_read=must_read)
         return Sight(kind=LookKind.GONE, skipped_link=True)
 
+    def _look_beneath_link(
+        self, root_fd: int, path: bytes, status: os.stat_result, known: Record | None, *, must_read: bool
+    ) -> Sight:
+        """Look at what a link to a directory leads to: inside the roots it is listed where it is, and only there."""
+        directory, name = os.path.split(self.root.join(path))
+        try:
+            target = os.path.join(os.path.realpath(directory, strict=True), name)
+        except OSError:
+            return Sight(kind=LookKind.UNREACHABLE)
+        if any(target.startswith(root.path.rstrip(b"/") + b"/") for root in self.roots):
+            return Sight(kind=LookKind.GONE)
+        if stat.S_ISLNK(status.st_mode):
+            return self._look_at_link(root_fd, path, status, known, must_read=must_read)
+        for allowed in self.allowed_targets:
+            if target.startswith(allowed.rstrip(b"/") + b"/") and stat.S_ISREG(status.st_mode):
+                relative = target[len(allowed.rstrip(b"/")) + 1 :]
+                return self._follow(allowed, relative, path, None, known, None, must_read=must_read)
+        return Sight(kind=LookKind.GONE, skipped_link=True)
+
     def _follow(
         self,
         base: bytes,
         relative: bytes,
         path: bytes,
-        link: os.stat_result,
+        link: os.stat_result | None,
         known: Record | None,
         alias_of: CheckpointId | None,
         *,
@@ -221,6 +242,16 @@ def has_writer(fd: int) -> bool | None:
     except OSError as error:
         return True if error.errno == errno.EAGAIN else None
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def _is_beneath_link(root_fd: int, path: bytes) -> bool:
+    """Whether any directory on the way to `path` is a link."""
+    directory = os.path.dirname(path)
+    while directory:
+        if stat.S_ISLNK(os.stat(directory, dir_fd=root_fd, follow_symlinks=False).st_mode):
+            return True
+        directory = os.path.dirname(directory)
     return False
 
 

@@ -3,36 +3,49 @@
 import errno
 import fcntl
 import os
+import threading
 
 from ckptd.catalog.roots import Root
 
 
 class RootLock:
-    """The right to write into one root. Taken when first asked for, and anew when the root was re-made."""
+    """The right to write into one root. Taken when first asked for, and anew when the root was re-made.
+
+    May be asked by several threads at a time: a second flock of the same process would be refused like a stranger's.
+    """
 
     def __init__(self, root: Root) -> None:
         self._root = root
         self._fd: int | None = None
+        self._guard = threading.Lock()
 
     def held(self) -> bool:
         """Whether this process may write there now; tries to take the lock if it does not hold it.
 
         A filesystem without locks (ENOLCK, EOPNOTSUPP) counts as held: there is no better answer to be had.
         """
+        with self._guard:
+            return self._held()
+
+    def release(self) -> None:
+        """Give the lock back."""
+        with self._guard:
+            self._release()
+
+    def _held(self) -> bool:
         try:
             status = os.stat(self._root.path)
         except OSError:
-            self.release()
+            self._release()
             return False
         if self._fd is not None:
             mine = os.fstat(self._fd)
             if (mine.st_dev, mine.st_ino) == (status.st_dev, status.st_ino):
                 return True
-            self.release()
+            self._release()
         return self._take()
 
-    def release(self) -> None:
-        """Give the lock back."""
+    def _release(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from ckptd.catalog.description import Description
-from ckptd.catalog.entry import CheckpointId, Record
+from ckptd.catalog.entry import CheckpointId, Health, Record
 from ckptd.catalog.index import index_of, write_index
 from ckptd.catalog.roots import Root, resolve_roots
 from ckptd.catalog.state import State, StateError
@@ -124,8 +124,8 @@ class Service:
         self._unindexed = {root.name for root in roots}
         self._journal.undescribed = state.undescribed()
         self.catalog.on_publish(self._note_unindexed)
-        for note in state.notes:
-            self._problem("state", settings.state_dir, note)
+        self._state_notes = 0
+        self._tell_state_notes()
 
     @classmethod
     def open(cls, settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygoteProcess | None = None) -> Self:
@@ -313,15 +313,23 @@ class Service:
                 if told is not None:
                     self.hub.announce_progress(*told)
             self._read_undescribed()
+            self._tell_state_notes()
             if anyio.current_time() >= index_at:
                 index_at = anyio.current_time() + INDEX_DELAY_S
                 await self._export_index()
+
+    def _tell_state_notes(self) -> None:
+        notes = self._state.notes[self._state_notes :]
+        self._state_notes += len(notes)
+        for note in notes:
+            self._log.warning("state", note=note)
+            self._problem("state", self.settings.state_dir, note)
 
     def _read_undescribed(self) -> None:
         """Read again what was described while the state could not be written."""
         if not self._journal.undescribed or not self._journal.durable or self._pipeline is None:
             return
-        ids, self._journal.undescribed = self._journal.undescribed, set()
+        ids = self._journal.take_undescribed()
         by_name = {root.name: root for root in self.roots}
         records = [record for checkpoint_id in ids if (record := self.catalog.get(checkpoint_id)) is not None]
         keys = [Key(by_name[r.entry.root], r.relative_path) for r in records if r.entry.root in by_name]
@@ -338,6 +346,8 @@ class Service:
 
     def _write_index(self, root: Root, records: Sequence[Record]) -> None:
         """Runs in a thread."""
+        if records and all(record.entry.health is Health.OFFLINE for record in records):
+            return  # its disk is unmounted: what can be written to now is the bare directory beneath
         if not self._locks[root].held():
             return
         try:

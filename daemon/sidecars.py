@@ -67,7 +67,7 @@ class _Written(msgspec.Struct, frozen=True):
 
 class _Refused(msgspec.Struct, frozen=True):
     error: OSError | None
-    """None where sidecars are off."""
+    """None where none is to be written: sidecars are off, or the checkpoint lies outside the roots."""
     description: Description
 
 
@@ -110,6 +110,7 @@ class SidecarWriter:
         self._trying: set[_Wanted] = set()
         self._opened: set[_Place] = set()
         """Directories that take sidecars again."""
+        self._refusals: dict[_Place, OSError] = {}
         self._warned: set[tuple[_Place, int | None]] = set()
         self._under_way: collections.Counter[CheckpointId] = collections.Counter()
         self._closing = False
@@ -277,6 +278,7 @@ class SidecarWriter:
         if record.entry.metadata_source is not MetadataSource.STATE:
             self.skipped += 1
         if error.errno in _REFUSED:
+            self._refusals[place] = error
             self._unwritable.setdefault(place, anyio.current_time() + RETRY_UNWRITABLE_S)
         elif error.errno != errno.ENAMETOOLONG:
             self._schedule(wanted, RETRY_FAILED_S)
@@ -295,20 +297,23 @@ class SidecarWriter:
         if description is None or description.inspection.identity != wanted.file:
             return None
         directory = os.path.dirname(record.relative_path)
-        if not self._enabled:
+        if not self._enabled or record.identities.link is not None:
             return _Refused(None, _kept(description, None))
         try:
             if not self._may_write(wanted.root):
                 raise PermissionError(errno.EACCES, "another process writes this tree's sidecars")
             if (wanted.root, directory) in self._unwritable and wanted not in self._trying:
-                raise PermissionError(errno.EACCES, "the directory refused a sidecar a short while ago")
+                return _refused(self._refusals[wanted.root, directory], description)
             return self._write_file(description, record.relative_path, wanted)
         except FileExistsError:
             blocked = _blocked(wanted.root, sidecar_path(record.relative_path, long_name=self._long_name))
             return None if blocked is None else _refused(blocked, description)
         except OSError as error:
-            gone = error.errno in (errno.ENOENT, errno.ENOTDIR)
-            return None if gone else _refused(error, description)
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None  # the checkpoint is gone: a look at it is due
+            if error.errno == errno.EXDEV:  # beneath a link out of the root, where nothing is ours to write
+                return _Refused(None, _kept(description, None))
+            return _refused(error, description)
 
     def _write_file(self, description: Description, path: bytes, wanted: _Wanted) -> _Written | None:
         root_fd = os.open(wanted.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

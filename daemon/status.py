@@ -23,7 +23,7 @@ class RootStatus(msgspec.Struct, frozen=True, kw_only=True):
     watching: bool
     """Events arrive; otherwise only the sweep finds changes."""
     writable: bool | None = None
-    """Sidecars can be written (the lock is held and the tree is not read-only)."""
+    """Sidecars can be written: False while a directory refuses them, None until one was tried."""
     complete_as_of: float | None = None
     """Start of the last sweep that ended without error and whose findings are published; epoch seconds."""
     sweep_started_at: float | None = None

@@ -46,6 +46,12 @@ def _late(status: Status, now: float, sweep_due_s: float) -> list[str]:
 
 def _lacking(status: Status, settings: Settings) -> list[str]:
     reasons = []
+    offline = status.by_health.get("offline", 0)
+    if offline:
+        reasons.append(
+            f"{offline} checkpoints are offline: their disk or directory cannot be read. If they are gone for good, "
+            "run `ckptd rebuild --mode full`"
+        )
     coverage = status.metadata_coverage
     if coverage < settings.coverage_degraded and not status.writing_sidecars:
         reasons.append(f"metadata coverage is {coverage:.0%}, below {settings.coverage_degraded:.0%}")
@@ -54,4 +60,3 @@ def _lacking(status: Status, settings: Settings) -> list[str]:
     if not status.state_durable:
         reasons.append("the state cannot be written: what is known will be gathered anew after a restart")
     return reasons
-

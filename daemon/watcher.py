@@ -312,14 +312,17 @@ class _Watch:
 def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -> SortedChanges:
     """Sort what watchfiles reports into files and directories; what lies outside the root is dropped.
 
-    A name that is there is asked what it is; one that is gone may have been either, and counts as both.
+    A name that is there is asked what it is; one that is gone may have been either, and counts as both. What is told
+    of by way of a link to a directory is told again under its real path, if that lies in the root: the kernel knows
+    one watch for both, and watchfiles names only one of the ways.
     """
     prefix = root.path.rstrip(b"/") + b"/"
     files: set[bytes] = set()
     directories: set[bytes] = set()
     made: set[bytes] = set()
+    places: dict[bytes, bytes] = {}
     for change, path in changes:
-        absolute = os.fsencode(path)
+        absolute = _real_path(os.fsencode(path), prefix, places)
         if absolute != root.path and not absolute.startswith(prefix):
             continue
         relative = absolute[len(prefix) :]
@@ -331,6 +334,15 @@ def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -
         if mode is not None and stat.S_ISDIR(mode) and change is watchfiles.Change.added:
             made.add(relative)
     return SortedChanges(frozenset(files - {b""}), outermost(directories), outermost(made))
+
+
+def _real_path(path: bytes, prefix: bytes, places: dict[bytes, bytes]) -> bytes:
+    """`path` with the links in its directory resolved, unless that leads out of `prefix`. `places`: those known."""
+    directory, name = os.path.split(path)
+    if directory not in places:
+        places[directory] = os.path.realpath(directory)
+    real = os.path.join(places[directory], name)
+    return real if real.startswith(prefix) else path
 
 
 def outermost(directories: Iterable[bytes]) -> frozenset[bytes]:

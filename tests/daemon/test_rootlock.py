@@ -1,9 +1,11 @@
 """One writer per root, also when the root is re-made."""
 
+import concurrent.futures
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 from ckptd.catalog.roots import Root
 from ckptd.daemon.rootlock import RootLock
@@ -56,3 +58,19 @@ def test_a_root_that_is_re_made_is_locked_anew(tmp_path: pathlib.Path) -> None:
     stranger = RootLock(_root(path))
     assert not stranger.held()
     lock.release()
+
+
+def test_threads_that_ask_at_the_same_time_are_one_holder(tmp_path: pathlib.Path) -> None:
+    """A process must never take its own lock for a stranger's: its sidecars would wait for ten minutes."""
+    threads = 16
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for _ in range(100):
+            lock, start = RootLock(_root(tmp_path)), threading.Barrier(threads)
+            answers = [pool.submit(_held_at, lock, start) for _ in range(threads)]
+            assert [answer.result() for answer in answers] == [True] * threads
+            lock.release()
+
+
+def _held_at(lock: RootLock, start: threading.Barrier) -> bool:
+    start.wait()
+    return lock.held()

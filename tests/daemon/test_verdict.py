@@ -45,6 +45,7 @@ def test_a_service_without_trouble_is_healthy_and_gives_no_reasons() -> None:
         ({"by_health": {"valid": 10}, "with_sidecar": 7}, "coverage is 70%, below 80%"),
         ({"last_build_s": 6.0}, "took 6.0 s, more than 5 s"),
         ({"state_durable": False}, "state cannot be written"),
+        ({"by_health": {"offline": 3}}, "3 checkpoints are offline"),
     ],
 )
 def test_each_trouble_degrades_and_is_named(fields: dict[str, object], reason: str) -> None:
