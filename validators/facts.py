@@ -42,6 +42,7 @@ _METRIC_WORDS = _words(
     "metric metrics score scores result results eval evaluation val valid validation test loss losses performance"
 )
 _MAX_ITEMS = 200
+_WRAPPERS = frozenset(("module", "_orig_mod", "model"))
 _PART = re.compile(r"(?:(?:module|_orig_mod|model)\.)*([^.]*)")
 """What DataParallel, torch.compile and the habit of calling the one child `model` put before every name; the part."""
 _WORD_BREAK = re.compile(r"[\W_]+")
@@ -266,6 +267,9 @@ def _printable(by_part: dict[str, int]) -> dict[str, int]:
 
 def _parts(names: list[str]) -> list[str]:
     """Top-level part of each name, wrappers' prefixes taken off."""
+    heads = [name.partition(".")[0] for name in names]
+    if _WRAPPERS.isdisjoint(heads):
+        return heads
     return [match[1] if match else "" for match in map(_PART.match, names)]
 
 

@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -30,8 +29,6 @@ SCALARS = frozenset((type(None), bool, int, float, complex, str, bytes, bytearra
 """Types that hold no tensor."""
 _TRANSPARENT = frozenset(("_parameters", "_buffers", "_modules"))
 """Attributes of `torch.nn.Module` that `state_dict()` leaves out of the names."""
-
-_PLAIN_FIELDS = attrgetter("storage", "offset", "shape", "stride", "requires_grad")
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -250,7 +247,7 @@ def _plain_table(names: list[str], found: list[Any]) -> TensorTable | None:
 
     Types are checked before anything is compared or hashed: a tuple nested 400,000 deep must not be.
     """
-    storages, offsets, shapes, strides, grads = zip(*map(_PLAIN_FIELDS, found), strict=True)
+    storages, offsets, shapes, strides, grads, _, _ = zip(*map(msgspec.structs.astuple, found), strict=True)
     if set(map(type, storages)) != {Storage} or set(map(len, storages)) != {5}:
         return None
     _, dtypes, keys, _, sizes = zip(*storages, strict=True)

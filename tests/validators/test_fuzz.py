@@ -30,15 +30,19 @@ sys.addaudithook(lambda event, arguments: events.add(event))
 for mutant in damaged:
     inspect_mutant(path, mutant)
 events -= {"open", "builtins.id", "marshal.dumps"}  # all three are our own
+events -= {"sys.excepthook"}  # CPython prints a SystemError of its own when BYTEARRAY8 runs out of data
 print(sorted(events), sorted(set(sys.modules) - before))
 """
 
 
 def mutants(source: random.Random, count: int) -> Iterator[bytes]:
-    """`count` damaged archives: raw damage, or a damaged pickle inside a sound archive."""
+    """`count` damaged archives: raw damage, or a damaged pickle inside a sound archive.
+
+    Nothing starts from a doubling tuple: damage can make it a key, and then its hash outlasts us all (see `KILLERS`).
+    """
     whole = small_checkpoint()
-    names = sorted(set(hostile_pickles()) - KILLERS - {"global_flood", "nested_lists", "long_text", "nested_dicts"})
-    pickles = [data for name, data in hostile_pickles().items() if name in names and len(data) < 5000]
+    apart = KILLERS | {"doubling_lists", "doubling_tuples_in_hyper_parameters"}
+    pickles = [data for name, data in hostile_pickles().items() if name not in apart and len(data) < 5000]
     return (_mutant(source, whole, pickles) for _ in range(count))
 
 
@@ -82,7 +86,7 @@ def _campaign(tmp_path: Path, seed: int, count: int) -> None:
 
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", CAMPAIGN, str(seed), str(count), os.fspath(tmp_path / "mutant.ckpt")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, preexec_fn=limit, check=False, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, preexec_fn=limit, check=False, cwd=root)
     assert done.stdout == "[] []\n", (done.returncode, done.stderr[-3000:])
 
 
@@ -91,7 +95,7 @@ def test_damage_never_raises_nor_imports(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [2, 3, 4])
 def test_much_damage_never_raises_nor_imports(seed: int, tmp_path: Path) -> None:
     _campaign(tmp_path, seed, count=20_000)

@@ -426,11 +426,15 @@ def _read_local_headers(
     sizes = [ends[stop - 1] - start for start, stop in zip(starts, stops, strict=True)]
     if sum(sizes) > source.size:
         raise Corrupt("archive.ambiguous", "records overlap")
+    read = source.read_each(starts, sizes)
     runs: list[bytes] = []
     places: list[int] = []
-    for run, begin, stop, start in zip(source.read_each(starts, sizes), begins, stops, starts, strict=True):
-        runs += repeat(run, stop - begin)
-        places += [header - start for header in headers[begin:stop]] if stop - begin > 1 else (0,)
+    if len(read) == len(headers):  # large tensors: each header was read by itself
+        runs, places = read, [0] * len(read)
+    else:
+        for run, begin, stop, start in zip(read, begins, stops, starts, strict=True):
+            runs += repeat(run, stop - begin)
+            places += [header - start for header in headers[begin:stop]]
     rows = list(map(_LOCAL.unpack_from, runs, places))
     if {kind[:4] for kind in {row[0] for row in rows}} != {SIGNATURE}:
         name = clip(_decode(next(name for name, row in zip(names, rows, strict=True) if row[0][:4] != SIGNATURE)))
