@@ -87,7 +87,7 @@ def wait_quiet(daemon: Daemon, *, deadline_s: float = DEADLINE_S) -> dict[str, A
         writing = health["by_health"].get("writing", 0)
         return health if health["pending"] <= writing and not health["writing_sidecars"] else None
 
-    return eventually(quiet, "nothing is pending", deadline_s=deadline_s)
+    return eventually(quiet, "nothing is pending", deadline_s=deadline_s, every_s=0.1)
 
 
 def assert_quiet_tree_is_fully_described(daemon: Daemon, root: pathlib.Path) -> None:
@@ -287,7 +287,7 @@ class HealthSampler:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.05 if self._lists else 0.2):
             with contextlib.suppress(httpx.TransportError, FileNotFoundError, ValueError):
                 asked_at = time.time()
                 health = self._daemon.health()

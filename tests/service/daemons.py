@@ -21,7 +21,9 @@ _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _T = TypeVar("_T")
 
 
-def eventually(probe: Callable[[], _T | None], what: str, *, deadline_s: float = DEADLINE_S) -> _T:
+def eventually(
+    probe: Callable[[], _T | None], what: str, *, deadline_s: float = DEADLINE_S, every_s: float = 0.01
+) -> _T:
     """Return the first true answer of `probe`, asked again and again; fails the test after the deadline."""
     end = time.monotonic() + deadline_s
     while True:
@@ -29,7 +31,7 @@ def eventually(probe: Callable[[], _T | None], what: str, *, deadline_s: float =
         if answer:
             return answer
         assert time.monotonic() < end, f"not within {deadline_s:g} s: {what}"
-        time.sleep(0.01)
+        time.sleep(every_s)
 
 
 class Daemon:

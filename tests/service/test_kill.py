@@ -4,7 +4,6 @@ import pathlib
 import random
 import socket
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -34,8 +33,8 @@ def free_port() -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_after_each_of_100_kills_under_load_the_catalog_equals_the_tree_and_no_client_was_misled(
-    tmp_path: pathlib.Path, record_property: Callable[[str, object], None]
+def test_after_each_of_100_kills_under_load_the_catalog_equals_the_tree_and_no_client_is_misled(
+    tmp_path: pathlib.Path,
 ) -> None:
     outputs = tmp_path / "outputs"
     outputs.mkdir()
@@ -70,7 +69,7 @@ def test_after_each_of_100_kills_under_load_the_catalog_equals_the_tree_and_no_c
     sampler.check_claims()
     claims = sampler.check_completeness(history, contents)
     shadow.check_truth(history, contents)
-    record_property("samples", f"{claims} claims, {len(shadow.told)} told, {shadow.resumed} resumed")
+    print(f"{claims} claims, {len(shadow.told)} told, {shadow.resumed} times resumed, {shadow.resets} resets")
     assert claims > KILLS / 2
     assert shadow.resumed > KILLS / 3, f"{shadow.resets} resets"
     assert len(shadow.told) > 5 * KILLS
