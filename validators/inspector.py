@@ -6,24 +6,23 @@ import itertools
 import os
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
-from . import facts, fingerprint
+from . import fingerprint
+from .assembly import describe_value
 from .checks import safety
 from .checks.checksum import mismatch_message, mismatches, verify_archive
-from .checks.structure import check_structure, limited
+from .checks.structure import limited
 from .errors import Changed, Corrupt, Incomplete, Unreadable
-from .findings import Finding, finding
+from .findings import finding
 from .formats import torch_zip
 from .formats.sniff import HEAD_BYTES, sniff
-from .inspection import Format, Inspection, Level, Safety, Seal, TensorInfo
-from .plain import clip
+from .inspection import Format, Inspection, Level, Seal
 from .reader import FileReader
-from .scalars import ScalarReader
+from .storages import ArchiveStorages
 from .tensors import TensorTable
-from .unpickle import InertPickle, load_inert
+from .unpickle import load_inert
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
 """Largest `data.pkl` that is parsed. That of 20,000 tensors has 2.3 MB; its stand-ins take about 15 times its size."""
@@ -178,7 +177,9 @@ def _inspect_records(archive: torch_zip.Archive, sealed: Inspection) -> tuple[In
         archive_id=fingerprint.archive_id(archive, pickle),
         findings=tuple(findings),
     )
-    return (judged, None) if inert.failure is not None else _describe(archive, inert, judged)
+    return (
+        (judged, None) if inert.failure is not None else describe_value(inert.value, ArchiveStorages(archive), judged)
+    )
 
 
 def _read_pickle(archive: torch_zip.Archive, index: int) -> bytes:
@@ -190,81 +191,3 @@ def _read_pickle(archive: torch_zip.Archive, index: int) -> bytes:
     if archive.has_checksums and zlib.crc32(data) != archive.checksums[index]:
         raise Corrupt("archive.checksum_mismatch", mismatch_message(archive, index))
     return data
-
-
-def _describe(
-    archive: torch_zip.Archive, inert: InertPickle, judged: Inspection
-) -> tuple[Inspection, TensorTable | None]:
-    findings = list(judged.findings)
-    try:
-        tensors = facts.find_tensors(inert.value)
-    except Corrupt as error:
-        return msgspec.structs.replace(judged, findings=(*findings, finding(error.code, error.message))), None
-    findings += limited((problem.code, problem.message) for problem in tensors.problems)
-    findings += check_structure(tensors.table, archive)
-    weights = tensors.of("weights")
-    if not weights:
-        findings.append(finding("state_dict.missing", "no dictionary of tensors was found in the checkpoint"))
-    has_problems = any(f.code in ("tensor.missing_storage", "tensor.out_of_bounds") for f in findings)
-    counted = facts.weight_facts(weights)
-    top, scalars = _top(inert.value), ScalarReader(archive, big_endian=_is_big_endian(archive))
-    epoch, global_step = facts.progress(top, scalars)
-    hyper_parameters = facts.hyper_parameters(top, scalars)
-    described = msgspec.structs.replace(
-        judged,
-        safety=_with_instantiator(judged.safety, top, findings),
-        tensors=tuple(_tensor_infos(tensors)),
-        has_state_dict=bool(weights),
-        n_parameters=counted.n_parameters,
-        parameters_by_part=counted.parameters_by_part,
-        weights_bytes=counted.weights_bytes,
-        dtypes=counted.dtypes,
-        optimizer_bytes=facts.bytes_of(tensors.of("optimizer")),
-        epoch=epoch,
-        global_step=global_step,
-        lightning_version=facts.lightning_version(top),
-        hyper_parameters=hyper_parameters,
-        callbacks=facts.callbacks(top, scalars),
-        metrics=facts.metrics(top, scalars),
-        content_id=None if has_problems else _content_id(archive, weights),
-        findings=tuple(findings),
-    )
-    return described, tensors.table
-
-
-def _top(value: Any) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _is_big_endian(archive: torch_zip.Archive) -> bool:
-    index = archive.find("byteorder")
-    return index is not None and archive.sizes[index] < 64 and archive.read(index) == b"big"
-
-
-def _with_instantiator(verdict: Safety, top: dict[Any, Any], findings: list[Finding]) -> Safety:
-    """Lightning's `load_from_checkpoint` imports and calls what `_instantiator` names, whatever `weights_only` says."""
-    parameters = top.get("hyper_parameters")
-    if not isinstance(parameters, dict) or safety.INSTANTIATOR not in parameters:
-        return verdict
-    named = parameters[safety.INSTANTIATOR]
-    what = clip(named) if isinstance(named, str) else "something"
-    message = f"hyper_parameters hold _instantiator: load_from_checkpoint would import and call {what}"
-    findings.append(finding("pickle.dangerous_name", message))
-    return Safety.UNSAFE
-
-
-def _tensor_infos(tensors: facts.Tensors) -> Iterator[TensorInfo]:
-    table = tensors.table
-    dtypes = [dtype.name for dtype in table.dtypes]
-    sizes = [numel * dtype.itemsize for numel, dtype in zip(table.numels, table.dtypes, strict=True)]
-    roles = itertools.chain.from_iterable(itertools.repeat(s.role, len(s.table)) for s in tensors.segments)
-    columns = (table.names, dtypes, table.shapes, table.strides, table.keys, table.offsets, sizes, roles, table.grads)
-    infos = map(TensorInfo, *columns)
-    return itertools.compress(infos, [not hidden for hidden in table.hidden]) if any(table.hidden) else infos
-
-
-def _content_id(archive: torch_zip.Archive, weights: list[facts.Segment]) -> str | None:
-    # With several state dicts in one file (`generator_state_dict`, …) their keys are part of the names.
-    if len(weights) == 1:
-        return fingerprint.content_id(archive, [(weights[0].table, weights[0].relative_names)])
-    return fingerprint.content_id(archive, [(segment.table, segment.table.names) for segment in weights])

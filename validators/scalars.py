@@ -1,14 +1,14 @@
-"""Values of single-element tensors, read from their own few bytes in the archive."""
+"""Values of single-element tensors, read from their own few bytes in the file."""
 
 import math
 import struct
 from typing import Any
 
 from .errors import Corrupt
-from .formats.torch_zip import Archive
 from .inspection import Plain
 from .plain import clip, number
 from .standins import TENSOR_TYPES
+from .storages import Storages
 from .tensors import Row, extent_of, read_tensor
 
 _FORMATS = {
@@ -36,9 +36,9 @@ _SMALL_FLOATS = {
 class ScalarReader:
     """Reads numbers that a checkpoint holds as 0-dim tensors, as Lightning does with scores."""
 
-    def __init__(self, archive: Archive, *, big_endian: bool) -> None:
-        self._archive = archive
-        self._big_endian = big_endian
+    def __init__(self, storages: Storages) -> None:
+        self._storages = storages
+        self._big_endian = storages.big_endian
         self._decoded: dict[int, int | float | bool | None] = {}
         """By identity of the stand-in: a score is asked for as a number and for the display."""
 
@@ -75,11 +75,8 @@ class ScalarReader:
     def _decode(self, row: Row) -> int | float | bool | None:
         if row.storage is None or extent_of(row.shape, row.stride)[0] != 1:
             return None
-        index = self._archive.find(f"data/{row.storage[2]}")
-        if index is None:
-            return None
         size = row.dtype.itemsize
-        data = self._archive.read_part(index, row.offset * size, size)
+        data = self._storages.read_part(row.storage[2], row.offset * size, size)
         return decode(row.dtype.name, data[::-1] if self._big_endian else data) if len(data) == size else None
 
 

@@ -3,19 +3,19 @@
 from collections.abc import Iterable, Sequence
 
 from ..findings import Finding, finding
-from ..formats.torch_zip import Archive
 from ..plain import clip
+from ..storages import Storages
 from ..tensors import TensorTable
 
 MAX_FINDINGS = 10
 """Of one code for one file; a file that lost its data has as many problems as tensors."""
 
 
-def check_structure(table: TensorTable, archive: Archive) -> list[Finding]:
-    """Compare what the pickle says of each tensor with what the archive holds. No byte of a tensor is read."""
+def check_structure(table: TensorTable, storages: Storages) -> list[Finding]:
+    """Compare what the file says of each tensor with what it holds. No byte of a tensor is read."""
     return limited(
         [
-            *(("tensor.missing_storage", message) for message in _storage_problems(table, archive)),
+            *(("tensor.missing_storage", message) for message in _storage_problems(table, storages)),
             *(("tensor.out_of_bounds", message) for message in _view_problems(table)),
         ]
     )
@@ -35,11 +35,8 @@ def limited(problems: Iterable[tuple[str, str]]) -> list[Finding]:
     return findings
 
 
-def _storage_problems(table: TensorTable, archive: Archive) -> Iterable[str]:
-    prefix = f"{archive.stem}/data/"
-    indices = list(map(archive.positions.get, [prefix + key for key in table.keys]))
-    sizes = archive.sizes
-    found = [-1 if index is None else sizes[index] for index in indices]
+def _storage_problems(table: TensorTable, storages: Storages) -> Iterable[str]:
+    found = storages.sizes(table.keys)
     if found == table.storage_bytes:
         return
     reported: set[str] = set()
@@ -48,9 +45,9 @@ def _storage_problems(table: TensorTable, archive: Archive) -> Iterable[str]:
             continue
         reported.add(key)
         if size < 0:
-            yield f"record data/{clip(key)}, the data of tensor {clip(name)}, is not in the archive"
+            yield f"{storages.label(key)}, the data of tensor {clip(name)}, is not in the file"
         else:
-            yield f"record data/{clip(key)} has {size:,} bytes, but tensor {clip(name)} needs {expected:,} there"
+            yield f"{storages.label(key)} has {size:,} bytes, but tensor {clip(name)} needs {expected:,} there"
 
 
 def _view_problems(table: TensorTable) -> Iterable[str]:

@@ -1,0 +1,87 @@
+"""Where the data of tensors lies in a file: the one view that checks and facts have of every format."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .formats.torch_zip import Archive, Source
+from .plain import clip
+
+
+class Storages(Protocol):
+    """The storages of one file, by key. Keys come from hostile files; an unknown one is an answer, not an error."""
+
+    @property
+    def big_endian(self) -> bool:
+        """The byte order of every element."""
+
+    def sizes(self, keys: Sequence[str]) -> list[int]:
+        """Bytes of each storage; -1 where there is none of that key."""
+
+    def checksums(self, keys: Sequence[str]) -> list[int] | None:
+        """CRC-32 of each storage, 0 where there is none of that key; None where the file carries no checksums."""
+
+    def read_part(self, key: str, start: int, size: int) -> bytes:
+        """`size` bytes at `start` of one storage; none where they are not to be had."""
+
+    def label(self, key: str) -> str:
+        """What to call a storage to people."""
+
+
+class ArchiveStorages:
+    """Records `data/<key>` of an archive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._prefix = f"{archive.stem}/data/"
+
+    @property
+    def big_endian(self) -> bool:
+        """As the record `byteorder` says; little-endian without one."""
+        index = self._archive.find("byteorder")
+        return index is not None and self._archive.sizes[index] < 64 and self._archive.read(index) == b"big"
+
+    def sizes(self, keys: Sequence[str]) -> list[int]:
+        sizes = self._archive.sizes
+        return [-1 if index is None else sizes[index] for index in self._indices(keys)]
+
+    def checksums(self, keys: Sequence[str]) -> list[int] | None:
+        if not self._archive.has_checksums:
+            return None
+        checksums = self._archive.checksums
+        return [0 if index is None else checksums[index] for index in self._indices(keys)]
+
+    def read_part(self, key: str, start: int, size: int) -> bytes:
+        index = self._archive.find(f"data/{key}")
+        return b"" if index is None else self._archive.read_part(index, start, size)
+
+    def label(self, key: str) -> str:
+        return f"record data/{clip(key)}"
+
+    def _indices(self, keys: Sequence[str]) -> list[int | None]:
+        prefix = self._prefix
+        return list(map(self._archive.positions.get, [prefix + key for key in keys]))
+
+
+class RangeStorages:
+    """Ranges of a file, little-endian and without checksums, as in the legacy format and in safetensors."""
+
+    big_endian = False
+
+    def __init__(self, source: Source, ranges: dict[str, tuple[int, int]]) -> None:
+        """Take `ranges`: key → where the storage begins in the file, and its size in bytes."""
+        self._source = source
+        self._ranges = ranges
+
+    def sizes(self, keys: Sequence[str]) -> list[int]:
+        absent = (0, -1)
+        return [self._ranges.get(key, absent)[1] for key in keys]
+
+    def checksums(self, keys: Sequence[str]) -> list[int] | None:
+        return None
+
+    def read_part(self, key: str, start: int, size: int) -> bytes:
+        begin, whole = self._ranges.get(key, (0, 0))
+        return b"" if start < 0 or start + size > whole else self._source.read(begin + start, size)
+
+    def label(self, key: str) -> str:
+        return f"storage {clip(key)}"
