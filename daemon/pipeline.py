@@ -31,7 +31,7 @@ from .journal import Journal
 from .look import Sight, Viewer
 from .metrics import Metrics
 from .settle import Look, LookKind, Phase, Settle, Verdict
-from .sidecars import SidecarWriter
+from .sidecars import SidecarWriter, keep_state_metadata
 from .workers import WorkerDied, WorkerPool, finding_for
 
 LOOKS_AT_ONCE = 192
@@ -295,7 +295,7 @@ class Pipeline:
 
     async def _publish(self, key: Key, sight: Sight, description: Description, verdict: Verdict) -> None:
         record = _record(key, sight, description, verdict)
-        await self._submit(key, Change(key.id, lambda _: record), description)
+        await self._submit(key, Change(key.id, lambda current: keep_state_metadata(current, record)), description)
         if verdict is Verdict.WHOLE:
             self._sidecars.consider(key.root, record, description.sidecar)
 

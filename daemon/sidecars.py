@@ -386,6 +386,23 @@ def _taken(path: bytes, what: str) -> OSError:
     return FileExistsError(errno.EEXIST, f"{what} has the name {shown_path(os.path.basename(path))[0]}; remove it")
 
 
+def keep_state_metadata(current: Record | None, record: Record) -> Record:
+    """`record`, as a look made it, with what only the state knows of the same files: metadata that had no place there.
+
+    Otherwise each look at a file in a read-only directory would be news twice: without metadata, and with it again.
+    """
+    if current is None or current.entry.metadata_source is not MetadataSource.STATE:
+        return record
+    if record.entry.metadata_source is not MetadataSource.NONE or current.identities != record.identities:
+        return record
+    why = tuple(found for found in current.entry.findings if found.code == "metadata.unwritable")
+    findings = (*(found for found in record.entry.findings if found.code not in _REPLACED), *why)
+    entry = msgspec.structs.replace(
+        record.entry, has_metadata=True, metadata_source=MetadataSource.STATE, findings=findings
+    )
+    return msgspec.structs.replace(record, entry=entry)
+
+
 def _still_wanted(record: Record, wanted: _Wanted) -> bool:
     return (
         record.identities.file == wanted.file

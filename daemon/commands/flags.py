@@ -1,12 +1,14 @@
 """Flags made from the settings, so that flags, environment, file and documentation have one source."""
 
 import argparse
+import os
 from collections.abc import Collection
 from typing import Any
 
 from ..settings import Settings, SettingsError, load_settings, setting_docs
 from .exits import USAGE, CommandError
 
+_SWITCH_WORDS = frozenset({"true", "false", "on", "off", "yes", "no"})
 _METAVARS = {"roots": "DIR", "suffixes": "SUFFIX", "follow_links": "DIR", "cors_origins": "ORIGIN"}
 
 
@@ -40,6 +42,13 @@ def settings_from(options: argparse.Namespace) -> Settings:
     """
     flags = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     positional = getattr(options, "positional_roots", None)
+    words = [word for word in positional or () if word.lower() in _SWITCH_WORDS and not os.path.exists(word)]
+    if words:
+        raise CommandError(
+            f"{words[0]!r} is taken for a root, and there is none of that name: flags that switch something take no "
+            "value, write --export-index or --no-export-index",
+            USAGE,
+        )
     if positional:
         flags["roots"] = [*positional, *(flags.get("roots") or [])]
     try:

@@ -280,6 +280,15 @@ def test_a_bad_settings_file_is_named(text: str, says: str, outputs: pathlib.Pat
     assert "Traceback" not in refused.stderr
 
 
+def test_a_value_after_a_flag_that_takes_none_is_not_taken_for_a_root(
+    outputs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    command = [*Daemon(outputs, tmp_path / "state").command(), "--export-index", "false"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert refused.returncode == 2
+    assert "--no-export-index" in refused.stderr
+
+
 def test_a_root_whose_name_is_not_utf8_is_refused_in_words(tmp_path: pathlib.Path) -> None:
     root = os.path.join(os.fsencode(tmp_path), b"\xffroot")
     os.mkdir(root)
