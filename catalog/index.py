@@ -60,8 +60,8 @@ def index_of(records: Iterable[Record], root_fd: int | None = None) -> Index:
 
     Args:
         records: of one root.
-        root_fd: the opened root; sidecars are then listed by the names that they really have. Without it, the name
-            that ckptd writes by default is taken for each checkpoint that has one.
+        root_fd: the opened root; sidecars are then listed as they are there, also those that cannot be read as
+            metadata. Without it, the name that ckptd writes by default is taken for each checkpoint that has one.
     """
     index = Index(VERSION)
     newest: dict[str, int] = {}
@@ -117,10 +117,12 @@ def write_index(root_fd: int, index: Index, *, now: float | None = None) -> bool
 
 
 def _sidecars(record: Record, root_fd: int | None) -> list[bytes]:
-    if record.entry.metadata_source not in (MetadataSource.SIDECAR, MetadataSource.DAEMON) or record.entry.alias_of:
+    if record.identities.link is not None:
         return []
     names = sidecar_names(record.relative_path)
-    return [names[0]] if root_fd is None else [name for name in names if _exists(root_fd, name)]
+    if root_fd is not None:
+        return [name for name in names if _exists(root_fd, name)]
+    return [names[0]] if record.entry.metadata_source in (MetadataSource.SIDECAR, MetadataSource.DAEMON) else []
 
 
 def _exists(root_fd: int, path: bytes) -> bool:

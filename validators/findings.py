@@ -51,8 +51,8 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
     "archive.checksum_mismatch": (_E, f"the stored bytes changed after they were written: {_REWRITE}"),
     "archive.unverifiable": (
         _I,
-        "the archive was written without checksums (set_crc32_options(False)); save with checksums to make "
-        "silent corruption visible",
+        "the file carries no checksums: torch.save was told so (set_crc32_options(False)), or its format has none; "
+        "a file that torch.save writes by default makes silent corruption visible",
     ),
     "archive.bit_rot": (
         _E,
@@ -100,7 +100,7 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         _W,
         "the sidecar describes an earlier file of this name; delete it, or run `ckptd metadata --repair`",
     ),
-    "metadata.invalid": (_W, "the sidecar cannot be read; fix or delete it, and a new one is written"),
+    "metadata.invalid": (_W, "fix or delete it, and a new one is written"),
     "metadata.unwritable": (
         _W,
         "the sidecar could not be written here; the metadata is kept in the daemon's state. "
@@ -109,10 +109,10 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
     "metadata.orphan": (_W, "the sidecar's checkpoint is gone; delete the sidecar if nobody needs it"),
     "config.missing": (
         _W,
-        "no training config was found near the checkpoint; keep .hydra/ or config.yaml with the run",
+        "keep .hydra/ or config.yaml with the run",
     ),
-    "config.invalid": (_W, "the training config cannot be read; fix it, nothing of it is used until then"),
-    "link.dangling": (_W, "the link's target does not exist: remove the link or restore the target"),
+    "config.invalid": (_W, "fix it; nothing of it is used until then"),
+    "link.dangling": (_W, "remove the link or restore its target"),
     "run.failed": (_W, "a .FAILURE file lies beside the checkpoint: the run did not end well"),
     "worker.crashed": (
         _E,

@@ -10,7 +10,7 @@ import msgspec
 
 from ckptd.catalog.describe import describe_opened, failed_description
 from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
-from ckptd.catalog.entry import Identities
+from ckptd.catalog.entry import Identities, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import open_checkpoint
 from ckptd.validators.errors import Changed, Unreadable
@@ -116,7 +116,7 @@ class _One:
             request, files, identities = open_checkpoint(root_fd, target.path, companions)
         request = msgspec.structs.replace(
             request,
-            checkpoint_path=os.fsdecode(target.absolute),
+            checkpoint_path=shown_path(target.absolute)[0],
             level=self._level,
             trust_sidecar=self._trust_sidecar,
         )
@@ -150,6 +150,6 @@ async def _in_process(request: DescribeRequest, files: OpenedFiles) -> Descripti
 
 
 def _unopened(target: Target, error: OSError) -> Description:
-    request = DescribeRequest(checkpoint_path=os.fsdecode(target.absolute), relative_path=target.path)
+    request = DescribeRequest(checkpoint_path=shown_path(target.absolute)[0], relative_path=target.path)
     problem = finding("file.unreadable", f"the file cannot be opened: {error.strerror}")
     return failed_description(request, FileIdentity(0, 0, 0, 0), problem)

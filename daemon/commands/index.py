@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -181,10 +182,11 @@ def _experiment(
 def _sidecars(root_fd: int, path: bytes) -> Iterator[bytes]:
     for name in sidecar_names(path):
         try:
-            os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+            mode = os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode
         except OSError:
             continue
-        yield name
+        if stat.S_ISREG(mode):
+            yield name
 
 
 def _same_time(indexed: str | float | None, modified_ns: int) -> bool:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ckptd.catalog.describe import sidecar_for
 from ckptd.catalog.description import Description, SidecarStatus
+from ckptd.catalog.entry import shown_path
 from ckptd.catalog.renaming import rename_no_replace
 from ckptd.catalog.roots import Root, open_beneath
 from ckptd.catalog.sidecar import render, sidecar_path, write_sidecar
@@ -142,7 +143,7 @@ def _set_aside(root: Root, path: bytes) -> str:
             backup = name + (b".bak" if number == 0 else b".bak%d" % number)
             with contextlib.suppress(FileExistsError):
                 rename_no_replace(directory_fd, name, backup)
-                return f"the old one is {output.printable(os.fsdecode(backup))}"
+                return f"the old one is {output.printable(shown_path(backup)[0])}"
         raise FileExistsError(f"there are {_BACKUPS} backups already; remove some")
     except FileNotFoundError:
         return ""  # the stale one has the other name, which is read after the one that is written now
@@ -154,7 +155,7 @@ def _print(results: list[Result], *, as_json: bool) -> None:
     counts = Counter(result.outcome for result in results)
     if as_json:
         lines = [
-            {"checkpoint_path": os.fsdecode(r.target.absolute), "outcome": r.outcome, "detail": r.detail}
+            {"checkpoint_path": shown_path(r.target.absolute)[0], "outcome": r.outcome, "detail": r.detail}
             for r in results
         ]
         output.print_json({"checkpoints": lines, "counts": {str(outcome): n for outcome, n in counts.items()}})

@@ -128,6 +128,6 @@ def age(timestamp: str | None, now: datetime | None = None) -> str:
 
 def shown_path(path: bytes) -> str:
     """A path for people, relative to the working directory where that is shorter."""
-    text = os.fsdecode(path)
-    relative = os.path.relpath(text)
-    return printable(relative if not relative.startswith("..") else text)
+    relative = os.path.relpath(path)
+    shown = relative if not relative.startswith(b"..") else path
+    return printable(shown.decode("utf-8", "backslashreplace"))

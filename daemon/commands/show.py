@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Show it; 1 if it has a finding of severity error."""
+    """Show it; 1 if it is invalid."""
     with connected(options) as client:
         checkpoint_id = _find(client, options.checkpoint)
         detail = client.get(checkpoint_id)
@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
                 (t["name"], t["dtype"], " x ".join(map(str, t["shape"])), output.size(t["nbytes"])) for t in tensors
             ]
             output.print_table(("tensor", "dtype", "shape", "size"), rows, ("size",))
-    return FOUND if any(found["severity"] == "error" for found in detail["findings"]) else FINE
+    # A dangling link is invalid by a warning: nothing is wrong with the file that it led to.
+    errors = any(found["severity"] == "error" for found in detail["findings"])
+    return FOUND if errors or detail["health"] == "invalid" else FINE
 
 
 def _find(client: CatalogClient, given: str) -> str:
@@ -56,6 +58,8 @@ def _find(client: CatalogClient, given: str) -> str:
             return str(entry["id"])
         if ("/" + entry["path"]).endswith("/" + given.removeprefix("./")):
             ends.append(entry)
+    exact = [entry for entry in ends if entry["path"] == given.removeprefix("./")]
+    ends = exact if len(exact) == 1 else ends
     if len(ends) == 1:
         return str(ends[0]["id"])
     if not ends:

@@ -40,16 +40,18 @@ def find_targets(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
     Links inside a tree are left out: what they lead to is found under its own name, or lies outside.
 
     Raises:
-        CommandError: a path does not exist; exit code 2.
+        CommandError: a path does not exist, or is a link that leads nowhere; exit code 2.
     """
     files: list[Target] = []
     directories: list[str] = []
     for path in paths:
         if os.path.isdir(path):
             directories.append(path)
-        elif os.path.lexists(path):
+        elif os.path.exists(path):
             absolute = os.path.realpath(os.fsencode(path))
             files.append(Target(Root(os.path.dirname(absolute)), os.path.basename(absolute)))
+        elif os.path.islink(path):
+            raise CommandError(f"{path!r} is a link that leads nowhere; remove it or restore its target", USAGE)
         else:
             raise CommandError(f"{path!r} does not exist; name a checkpoint or a directory", USAGE)
     found: list[Target] = []

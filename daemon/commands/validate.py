@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckptd.catalog.description import Description
+from ckptd.catalog.entry import shown_path
 from ckptd.validators.findings import Severity
 from ckptd.validators.inspection import Level
 
@@ -130,7 +131,7 @@ def _row(target: Target, description: Description) -> tuple[object, ...]:
 def _document(target: Target, description: Description) -> dict[str, Any]:
     inspection = description.inspection
     return {
-        "checkpoint_path": os.fsdecode(target.absolute),
+        "checkpoint_path": shown_path(target.absolute)[0],
         "is_valid": _is_valid(description),
         "can_load": inspection.can_load,
         "format": inspection.format,

@@ -146,7 +146,7 @@ def test_validate_takes_a_named_file_whatever_its_suffix_and_names_that_are_not_
     result = ckptd("validate", "weights.bin", ".", home=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "weights.bin\tvalid" in result.stdout
-    assert "\\udcff.ckpt\tvalid" in result.stdout
+    assert "\\xff.ckpt\tvalid" in result.stdout
     assert len(ckptd_json("validate", ".", home=tmp_path)["checkpoints"]) == 1
 
 
