@@ -5,23 +5,24 @@ import gc
 import itertools
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
-from . import fingerprint
-from .assembly import describe_value
+from . import facts, fingerprint
+from .assembly import describe_tensors, describe_value
 from .checks import safety
-from .checks.checksum import mismatch_message, mismatches, verify_archive
+from .checks.checksum import digest_file, mismatch_message, mismatches, verify_archive
 from .checks.structure import limited
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import finding
-from .formats import torch_zip
+from .formats import safetensors, torch_zip
 from .formats.sniff import HEAD_BYTES, sniff
-from .inspection import Format, Inspection, Level, Seal
+from .inspection import Format, Inspection, Level, Safety, Seal
+from .plain import to_plain
 from .reader import FileReader
-from .storages import ArchiveStorages
-from .tensors import TensorTable
+from .storages import ArchiveStorages, RangeStorages
+from .tensors import TensorTable, make_table
 from .unpickle import load_inert
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
@@ -110,11 +111,52 @@ def _inspect(reader: FileReader, checkpoint_path: str, level: Level) -> Inspecti
     source = torch_zip.Source(reader)
     head = source.read(0, min(HEAD_BYTES, source.size))
     blank = Inspection(checkpoint_path=checkpoint_path, identity=reader.identity)
-    if not torch_zip.looks_like_archive(head):
-        sniffed = sniff(head, source.size)
-        found = (finding(sniffed.code, sniffed.message),)
-        return msgspec.structs.replace(blank, format=sniffed.format, findings=found, safety=sniffed.safety)
-    blank = msgspec.structs.replace(blank, format=Format.TORCH_ZIP)
+    if torch_zip.looks_like_archive(head):
+        return _inspect_zip(source, msgspec.structs.replace(blank, format=Format.TORCH_ZIP), level)
+    if safetensors.looks_like_safetensors(head):
+        # There is no pickle in it.
+        blank = msgspec.structs.replace(blank, format=Format.SAFETENSORS, safety=Safety.SAFE)
+        return _inspect_plain(source, blank, level, _inspect_safetensors)
+    sniffed = sniff(head, source.size)
+    found = (finding(sniffed.code, sniffed.message),)
+    return msgspec.structs.replace(blank, format=sniffed.format, findings=found)
+
+
+def _inspect_plain(
+    source: torch_zip.Source,
+    blank: Inspection,
+    level: Level,
+    inspect: Callable[[torch_zip.Source, Inspection], Inspection],
+) -> Inspection:
+    """Inspect a format that states its exact length, but no checksums."""
+    try:
+        inspection = inspect(source, msgspec.structs.replace(blank, seal=Seal.SEALED))
+    except Incomplete as error:
+        return msgspec.structs.replace(blank, seal=Seal.OPEN, findings=(finding("archive.incomplete", error.message),))
+    except Corrupt as error:
+        return msgspec.structs.replace(blank, findings=(finding(error.code, error.message),))
+    if level is Level.STRUCTURE:
+        return inspection
+    unverifiable = finding("archive.unverifiable", "files of this format carry no checksums")
+    return msgspec.structs.replace(
+        inspection, digest=digest_file(source), findings=(*inspection.findings, unverifiable)
+    )
+
+
+def _inspect_safetensors(source: torch_zip.Source, sealed: Inspection) -> Inspection:
+    contents = safetensors.read_contents(source)
+    names = contents.names
+    table, problems = make_table(names, contents.tensors)
+    tensors = facts.Tensors(table, (facts.Segment("", "weights", table, names),) if names else (), problems)
+    described = describe_tensors(tensors, {}, RangeStorages(source, contents.ranges), sealed)
+    return msgspec.structs.replace(
+        described,
+        hyper_parameters=to_plain(contents.metadata) if contents.metadata else None,
+        archive_id=fingerprint.sampled_id(source, contents.header_end),
+    )
+
+
+def _inspect_zip(source: torch_zip.Source, blank: Inspection, level: Level) -> Inspection:
     try:
         directory = torch_zip.find_directory(source)
     except Incomplete as error:

@@ -1,9 +1,7 @@
 """What is not a torch archive is named for what it is."""
 
 import io
-import json
 import pickle
-import struct
 import tarfile
 import zlib
 from pathlib import Path
@@ -22,11 +20,6 @@ def _tar() -> bytes:
     return buffer.getvalue()
 
 
-def _safetensors() -> bytes:
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    return struct.pack("<Q", len(header)) + header + b"\0" * 4
-
-
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 FILES = {
     "empty": (b"", "format.not_a_checkpoint", "empty"),
@@ -41,7 +34,6 @@ FILES = {
     "tar": (_tar(), "format.unsupported", "tar"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(range(200)), "format.unsupported", "HDF5"),
     "onnx": (b"\x08\x07\x12\x07pytorch\x1a\x031.8" + bytes(range(200)), "format.unsupported", "ONNX"),
-    "safetensors": (_safetensors(), "format.unsupported", "safetensors"),
     "noise": (bytes((i * 137 + 200) % 256 for i in range(999)), "format.unknown", "c8 51"),
 }
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from ..inspection import Format, Safety
+from ..inspection import Format
 
 HEAD_BYTES = 4096
 
@@ -30,7 +30,6 @@ class Sniffed(msgspec.Struct, frozen=True):
     format: Format
     code: str
     message: str
-    safety: Safety = Safety.UNKNOWN
 
 
 def sniff(head: bytes, size: int) -> Sniffed:
@@ -41,9 +40,6 @@ def sniff(head: bytes, size: int) -> Sniffed:
         return _no_checkpoint("the file begins with nothing but zeros: space was set aside, but no data written to it")
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return _no_checkpoint("the file is a Git LFS pointer, not the checkpoint: `git lfs pull` fetches it")
-    safetensors = _safetensors(head, size)
-    if safetensors is not None:
-        return safetensors
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         return _pickle(head)
     for offset, mark, what in _BINARY:
@@ -65,17 +61,6 @@ def _pickle(head: bytes) -> Sniffed:
         message = "the file is in the format that torch.save wrote before version 1.6"
         return Sniffed(Format.TORCH_LEGACY, "format.unsupported", message)
     return Sniffed(Format.UNKNOWN, "format.unsupported", "the file is a bare pickle, not one of torch.save")
-
-
-def _safetensors(head: bytes, size: int) -> Sniffed | None:
-    """8 bytes with the length of a JSON object, then that object (safetensors, README, "Format")."""
-    length = int.from_bytes(head[:8], "little")
-    if len(head) < 10 or head[8:9] != b"{" or not 2 <= length <= 100_000_000:
-        return None
-    message = "the file is in the safetensors format"
-    if length + 8 > size:
-        message += f", but {length + 8 - size:,} bytes of its header are missing"
-    return Sniffed(Format.SAFETENSORS, "format.unsupported", message, Safety.SAFE)
 
 
 def _text(head: bytes) -> Sniffed | None:

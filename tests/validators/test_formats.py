@@ -1,0 +1,121 @@
+"""One suite for every format: what is whole is described as torch loads it, all else is told for what it is."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from ckptd.validators import Format, Inspection, Level, Safety, Seal, inspect_checkpoint
+from tests.validators.checkpoint_files import codes, inspect_bytes
+from tests.validators.format_files import WRITERS, read_by_torch, weights
+
+FORMATS = sorted(WRITERS)
+WITHOUT_CHECKSUMS = [kind for kind in FORMATS if kind is not Format.TORCH_ZIP]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated:UserWarning")
+
+
+def _round_trip(inspection: Inspection) -> Inspection:
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(inspection), type=Inspection)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_whole_file_is_described_as_torch_loads_it(kind: Format, tmp_path: Path) -> None:
+    data = WRITERS[kind](weights())
+    inspection = inspect_bytes(tmp_path, data)
+    assert inspection.findings == ()
+    assert (inspection.format, inspection.seal, inspection.safety) == (kind, Seal.SEALED, Safety.SAFE)
+    assert inspection.has_state_dict
+    loaded = read_by_torch(data, kind)
+    described = {info.name: (info.dtype, info.shape, info.nbytes, info.role) for info in inspection.tensors}
+    assert described == {
+        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes, "weights")
+        for name, tensor in loaded.items()
+    }
+    assert inspection.n_parameters == sum(tensor.numel() for tensor in loaded.values())
+    assert inspection.weights_bytes == sum(tensor.nbytes for tensor in loaded.values())
+    assert _round_trip(inspection) == inspection
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".safetensors", ""])
+def test_a_format_is_recognised_by_its_contents_whatever_its_suffix(kind: Format, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(WRITERS[kind](weights()))
+    assert inspect_checkpoint(path).format is kind
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_file_cut_anywhere_is_neither_sealed_nor_valid(kind: Format, tmp_path: Path) -> None:
+    data = WRITERS[kind](weights())
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(data)
+    for length in reversed(range(0, len(data), 1 if len(data) < 3000 else 3)):
+        with open(path, "r+b") as file:
+            file.truncate(length)
+        inspection = inspect_checkpoint(path)
+        assert not inspection.is_valid, length
+        assert inspection.seal is not Seal.SEALED, length
+        if length >= 16:
+            assert inspection.seal is Seal.OPEN, (length, inspection.findings)
+            assert codes(inspection) == {"archive.incomplete"}, length
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_growing_file_is_open_until_its_last_byte(kind: Format, tmp_path: Path) -> None:
+    """Large enough that it is not read whole."""
+    data = WRITERS[kind]({"w": torch.randn(300_000), "v": torch.randn(40, 1000)})
+    path = tmp_path / "growing.ckpt"
+    with open(path, "wb", buffering=0) as file:
+        for begin in range(0, len(data), 100_003):
+            if begin:
+                assert inspect_checkpoint(path).seal is Seal.OPEN
+            file.write(data[begin : begin + 100_003])
+    assert inspect_checkpoint(path).is_valid
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("extra", [b"\0", b"x" * 5000])
+def test_bytes_behind_the_end_are_found(kind: Format, extra: bytes, tmp_path: Path) -> None:
+    inspection = inspect_bytes(tmp_path, WRITERS[kind](weights()) + extra)
+    assert codes(inspection) == {"archive.trailing_data"}
+    assert inspection.seal is not Seal.SEALED
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_flipped_bit_raises_or_is_sealed_as_something_else(kind: Format, tmp_path: Path) -> None:
+    """A flip in a tensor's bytes is not seen at this level; one elsewhere is found, or changes a name or a type."""
+    small = {"w": torch.ones(2), "b": torch.zeros(1)}
+    data = WRITERS[kind](small)
+    valid = 0
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << (position % 8)
+        inspection = inspect_bytes(tmp_path, bytes(flipped))
+        assert _round_trip(inspection) == inspection
+        if inspection.is_valid:
+            valid += 1
+            assert len(inspection.tensors) <= 2
+    assert valid < len(data)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_two_saves_of_different_weights_have_different_archive_ids(kind: Format, tmp_path: Path) -> None:
+    """With equal names, shapes and size: the next epoch over the last one."""
+    ids = {inspect_bytes(tmp_path, WRITERS[kind]({"w": torch.randn(5000)})).archive_id for _ in range(3)}
+    assert len(ids) == 3
+    assert None not in ids
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CHECKSUMS)
+def test_a_format_without_checksums_is_digested_and_not_called_verified(kind: Format, tmp_path: Path) -> None:
+    path = tmp_path / "weights.ckpt"
+    data = WRITERS[kind](weights())
+    path.write_bytes(data)
+    inspection = inspect_checkpoint(path, Level.CHECKSUM)
+    assert codes(inspection) == {"archive.unverifiable"}
+    assert inspection.is_valid
+    assert inspection.level is Level.STRUCTURE
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert inspect_checkpoint(path, Level.CHECKSUM).digest != inspection.digest
