@@ -32,6 +32,8 @@ SECOND_LOOK_S = 0.5
 """Files made inside a directory that was itself just made are often not reported: it is scanned twice."""
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LONGEST_BACKOFF_S = 60.0
+TOLD_EACH_S = 600.0
+"""A watch that keeps breaking is logged for its first few failures, then this often; health says so all the time."""
 STEADY_S = 30.0
 """A watch that lasted so long was well: the next failure is retried at once again."""
 LARGE_BATCH = 4096
@@ -133,6 +135,7 @@ async def watch_root(
     """
     watch = _Watch(root, on_hints, state, step_ms=step_ms, debounce_ms=debounce_ms, poll_s=poll_s)
     failures = 0
+    told_at = -TOLD_EACH_S
     while True:
         began_at = anyio.current_time()
         try:
@@ -150,7 +153,9 @@ async def watch_root(
         state.restarts += 1
         state.last_error = reason
         watch.tell(everything=True)
-        log.warning("the watch ended and is started anew", root=root.name, reason=reason, retry_in_s=delay_s)
+        if failures < len(BACKOFF_S) or anyio.current_time() - told_at >= TOLD_EACH_S:
+            told_at = anyio.current_time()
+            log.warning("the watch ended and is started anew", root=root.name, reason=reason, retry_in_s=delay_s)
         await anyio.sleep(delay_s)
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import anyio
 import pytest
+import structlog
 import watchfiles
 
 from ckptd.catalog.roots import Root
 from ckptd.daemon import mounts, watcher
-from ckptd.daemon.watcher import sort_changes
+from ckptd.daemon.watcher import WatcherState, sort_changes, watch_root
 from tests.daemon.watched_roots import DEADLINE_S, Watched, watched
 
 Story = Callable[[Watched, Path], Awaitable[None]]
@@ -358,3 +359,44 @@ def test_a_deleted_tree_is_hinted_by_its_top(tmp_path: Path) -> None:
         await seen.until(lambda: b"run/deep/a.ckpt" in seen.files)
 
     tell(tmp_path, story)
+
+
+def test_what_is_told_by_way_of_a_link_to_a_directory_is_hinted_where_it_is(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "run").mkdir(parents=True)
+    outside.mkdir()
+    (root / "latest").symlink_to("run")
+    (root / "away").symlink_to(outside)
+    for path in (root / "run/a.ckpt", outside / "b.ckpt"):
+        path.write_bytes(b"")
+    told = {
+        (watchfiles.Change.added, str(root / name)) for name in ("latest/a.ckpt", "latest/gone.ckpt", "away/b.ckpt")
+    }
+    found = sort_changes(Root(os.fsencode(root)), told)
+    assert found.files == {b"run/a.ckpt", b"run/gone.ckpt", b"away/b.ckpt"}
+
+
+def test_a_watch_that_keeps_breaking_does_not_fill_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something as lasting as a name that is not UTF-8 would else be told of every five seconds, for ever."""
+    monkeypatch.setattr(watcher, "BACKOFF_S", (0.0,) * 6)
+    told = structlog.testing.CapturingLogger()
+    log = structlog.wrap_logger(told, processors=[], wrapper_class=structlog.stdlib.BoundLogger)
+    state = WatcherState()
+    file = tmp_path / "root"
+    file.mkdir()
+    monkeypatch.setattr(watcher, "_glance_at", _failing_disk)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: watch_root(Root(os.fsencode(file)), lambda _: None, log=log, state=state))
+            with anyio.fail_after(DEADLINE_S):
+                while state.restarts < 30:  # noqa: ASYNC110 - a counter sets no event
+                    await anyio.sleep(0.005)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(main)
+    assert 1 <= len(told.calls) <= 7
+
+
+def _failing_disk(path: bytes) -> None:
+    raise OSError(5, "Input/output error", os.fsdecode(path))

@@ -156,6 +156,7 @@ def test_a_directory_that_refuses_sidecars_is_warned_of_once_and_tried_again_on_
 # ---- read-only ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_read_only_tree_is_catalogued_without_sidecars_and_gets_them_when_it_becomes_writable(
     outputs: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_sidecars_that_found_the_disk_full_are_written_by_themselves_once_there_
         unmount(outputs)
 
 
+@pytest.mark.slow
 def test_with_a_full_state_disk_news_goes_on_and_after_a_restart_no_cursor_of_that_time_is_trusted(
     outputs: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -276,6 +278,7 @@ def test_the_state_is_written_again_by_itself_once_there_is_space(
 # ---- gone --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_nested_disk_that_is_unmounted_is_no_deletion_and_comes_back(
     outputs: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -313,6 +316,7 @@ def test_a_nested_disk_that_is_unmounted_is_no_deletion_and_comes_back(
                     unmount(nested)
 
 
+@pytest.mark.slow
 def test_a_root_whose_disk_is_unmounted_keeps_its_list_and_nothing_is_written_where_it_was(
     outputs: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -438,11 +438,10 @@ def test_a_config_that_cannot_be_read_costs_only_its_own_values(served: Served) 
 # ---- the index ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("garbage", [b'{"version": "9.0"}', b"[" * 100_000])
-def test_a_torn_or_foreign_index_is_replaced_by_the_next_change(served: Served, garbage: bytes) -> None:
+def test_an_index_that_is_none_is_replaced_by_the_next_change(served: Served) -> None:
     index = served.outputs / ".checkpoint_index.json"
     eventually(index.exists, "the index is written")
-    index.write_bytes(garbage)
+    index.write_bytes(b"[" * 100_000)
     name = f"index/{time.monotonic_ns()}.ckpt"
     write_in_place(served.outputs / name, checkpoint_bytes(1))
     eventually(lambda: name.encode() in index.read_bytes(), "the index is whole again")

@@ -192,7 +192,16 @@ def test_names_that_are_not_utf8_are_listed_with_their_bytes_and_hide_nobody(
 # ---- what the state may have become ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["torn", "garbage", "foreign", "empty", "directory"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "torn",
+        "directory",
+        pytest.param("garbage", marks=pytest.mark.slow),
+        pytest.param("foreign", marks=pytest.mark.slow),
+        pytest.param("empty", marks=pytest.mark.slow),
+    ],
+)
 def test_a_state_that_is_no_good_is_set_aside_and_the_catalog_gathered_anew(
     damage: str, outputs: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
