@@ -2,17 +2,18 @@
 
 import os
 import select
+import threading
 import weakref
 
 from .mounts import MOUNTINFO, Mount, MountTable, filesystem_id, mount_holding, read_mounts
 
 
 class Filesystems:
-    """Tells a deletion from an absence because something was unmounted. For one thread at a time."""
+    """Tells a deletion from an absence because something was unmounted. For any number of threads at once."""
 
     def __init__(self) -> None:
-        self._table: tuple[Mount, ...] | None = None
-        self._ids: dict[Mount, str] = {}
+        self._known: _Known | None = None
+        self._reading = threading.Lock()
         # The kernel marks the open table with POLLPRI when it changes (proc_pid_mountinfo(5)): asking costs 1 µs,
         # reading it anew 100 times that.
         self._watched = os.open(MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
@@ -33,15 +34,27 @@ class Filesystems:
         """
         if mounts.expected(path) is None:
             return True
-        holding = mount_holding(directory, self._mounts())
-        return holding is not None and mounts.is_gone_from(path, self._id_of(holding))
+        known = self._now()
+        holding = mount_holding(directory, known.mounts)
+        return holding is not None and mounts.is_gone_from(path, known.id_of(holding))
 
-    def _mounts(self) -> tuple[Mount, ...]:
-        if self._poll.poll(0) or self._table is None:
-            self._table, self._ids = read_mounts(), {}
-        return self._table
+    def _now(self) -> "_Known":
+        # A poll object refuses a second thread, and a change of the table is told to one poll only. What follows may
+        # hang on a disk that is gone: the lock is not held for that.
+        with self._reading:
+            if self._poll.poll(0) or self._known is None:
+                self._known = _Known(read_mounts())
+            return self._known
 
-    def _id_of(self, mount: Mount) -> str:
+
+class _Known:
+    """One state of the mount table, with the filesystems that were asked for their ids."""
+
+    def __init__(self, mounts: tuple[Mount, ...]) -> None:
+        self.mounts = mounts
+        self._ids: dict[Mount, str] = {}
+
+    def id_of(self, mount: Mount) -> str:
         if mount not in self._ids:
             self._ids[mount] = filesystem_id(mount)
         return self._ids[mount]

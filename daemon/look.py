@@ -81,9 +81,10 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+            beneath_link = _is_beneath_link(root_fd, path)
         except OSError as error:
             return self._absent(path) if error.errno in _NOT_THERE else Sight(kind=LookKind.UNREACHABLE)
-        if _is_beneath_link(root_fd, path):
+        if beneath_link:
             return self._look_beneath_link(root_fd, path, status, known, must_read=must_read)
         if stat.S_ISLNK(status.st_mode):
             return self._look_at_link(root_fd, path, status, known, must_read=must_read)

@@ -20,7 +20,15 @@ import structlog
 
 from ckptd.catalog.describe import failed_description
 from ckptd.catalog.description import Description, SidecarStatus
-from ckptd.catalog.entry import CheckpointId, Health, MetadataSource, Record, checkpoint_id, make_record
+from ckptd.catalog.entry import (
+    CheckpointId,
+    Health,
+    MetadataSource,
+    Record,
+    checkpoint_id,
+    make_record,
+    shown_path,
+)
 from ckptd.catalog.roots import Root
 from ckptd.catalog.store import Batch, Catalog, Change, DeleteReason, Removal, Tombstone, id_of
 from ckptd.validators.errors import Changed, Unreadable
@@ -208,7 +216,11 @@ class Pipeline:
                 return Sight(kind=LookKind.UNREACHABLE)
             return viewer.look(root_fd, key.path, known, must_read=must_read)
         except OSError as error:
-            self._log.warning("a look failed", path=os.fsdecode(key.root.join(key.path)), error=str(error))
+            self._log.warning("a look failed", path=shown_path(key.root.join(key.path))[0], error=str(error))
+            return Sight(kind=LookKind.UNREACHABLE)
+        except Exception:  # noqa: BLE001
+            # The rim of one path, as in `_judge`: the others in the same thread must not go with it.
+            self._log.exception("a look failed", path=shown_path(key.root.join(key.path))[0])
             return Sight(kind=LookKind.UNREACHABLE)
 
     async def _judge(self, key: Key, sight: Sight, moved: set[int], sweeps: int) -> None:

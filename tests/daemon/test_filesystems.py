@@ -1,5 +1,6 @@
 """An absence is a deletion only on the filesystem that held the file; bind mounts of one device are told apart."""
 
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -20,6 +21,17 @@ def test_what_is_absent_from_the_filesystem_that_held_it_is_deleted(tmp_path: pa
 
 def test_where_nothing_is_known_an_absence_is_a_deletion(tmp_path: pathlib.Path) -> None:
     assert Filesystems().is_deletion(MountTable(), b"a.ckpt", os.fsencode(tmp_path))
+
+
+def test_many_threads_may_ask_at_once(tmp_path: pathlib.Path) -> None:
+    """A directory with thousands of checkpoints goes: hundreds of looks, in all threads there are."""
+    filesystems, known = Filesystems(), _known(tmp_path)
+
+    def ask(_: int) -> bool:
+        return all(filesystems.is_deletion(known, b"a.ckpt", os.fsencode(tmp_path)) for _ in range(200))
+
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(ask, range(64)))
 
 
 @pytest.mark.root

@@ -98,7 +98,7 @@ class Stage:
                     roots=[self.root],
                     suffixes=(".ckpt",),
                     allowed_targets=(),
-                    is_deletion=lambda _path, _directory: True,
+                    is_deletion=self._is_deletion,
                 )
             ],
             settle=Settle(young_s=0.0),
@@ -108,6 +108,11 @@ class Stage:
             metrics=Metrics(),
             log=log,
         )
+
+    def _is_deletion(self, path: bytes, _directory: bytes) -> bool:
+        if path == b"broken.ckpt":
+            raise RuntimeError("nobody thought of this")
+        return True
 
     def _on_looked(self, key: Key, begun: int) -> None:
         self.looked.append(key)
@@ -205,3 +210,14 @@ async def test_a_look_that_was_under_way_at_the_beginning_of_a_sweep_proves_noth
     held.set()
     await until(lambda: stage.completeness.overall() == 100.0, "the sweep is a proof")
     assert stage.catalog.get(key.id) is None
+
+
+async def test_a_look_that_breaks_costs_no_other_one_and_is_tried_again(stage: Stage) -> None:
+    """Whatever goes wrong with one path, in the thread that looks as well."""
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes())
+    good, broken = stage.key("a.ckpt"), stage.key("broken.ckpt")
+    stage.pipeline.hint([broken, good])
+    await until(lambda: stage.catalog.get(good.id) is not None, "the other one is listed")
+    rename_in(stage.outputs / "broken.ckpt", checkpoint_bytes())
+    stage.pipeline.hint([broken])
+    await until(lambda: stage.catalog.get(broken.id) is not None, "it is listed once it can be looked at")
