@@ -16,7 +16,7 @@ from .checks.checksum import digest_file, mismatch_message, mismatches, verify_a
 from .checks.structure import limited
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import finding
-from .formats import safetensors, torch_zip
+from .formats import safetensors, torch_legacy, torch_zip
 from .formats.sniff import HEAD_BYTES, sniff
 from .inspection import Format, Inspection, Level, Safety, Seal
 from .plain import to_plain
@@ -117,6 +117,9 @@ def _inspect(reader: FileReader, checkpoint_path: str, level: Level) -> Inspecti
         # There is no pickle in it.
         blank = msgspec.structs.replace(blank, format=Format.SAFETENSORS, safety=Safety.SAFE)
         return _inspect_plain(source, blank, level, _inspect_safetensors)
+    if torch_legacy.looks_like_legacy(head):
+        blank = msgspec.structs.replace(blank, format=Format.TORCH_LEGACY)
+        return _inspect_plain(source, blank, level, _inspect_legacy)
     sniffed = sniff(head, source.size)
     found = (finding(sniffed.code, sniffed.message),)
     return msgspec.structs.replace(blank, format=sniffed.format, findings=found)
@@ -135,7 +138,7 @@ def _inspect_plain(
         return msgspec.structs.replace(blank, seal=Seal.OPEN, findings=(finding("archive.incomplete", error.message),))
     except Corrupt as error:
         return msgspec.structs.replace(blank, findings=(finding(error.code, error.message),))
-    if level is Level.STRUCTURE:
+    if level is Level.STRUCTURE or inspection.seal is not Seal.SEALED:
         return inspection
     unverifiable = finding("archive.unverifiable", "files of this format carry no checksums")
     return msgspec.structs.replace(
@@ -154,6 +157,24 @@ def _inspect_safetensors(source: torch_zip.Source, sealed: Inspection) -> Inspec
         hyper_parameters=to_plain(contents.metadata) if contents.metadata else None,
         archive_id=fingerprint.sampled_id(source, contents.header_end),
     )
+
+
+def _inspect_legacy(source: torch_zip.Source, sealed: Inspection) -> Inspection:
+    contents = torch_legacy.read_contents(source)
+    verdict, outside, findings = safety.judge(contents.globals, proved=contents.failure is None)
+    if contents.failure is not None:
+        findings.append(finding(contents.failure.code, contents.failure.message))
+        return msgspec.structs.replace(
+            sealed, seal=Seal.NONE, safety=verdict, unsafe_globals=outside, findings=tuple(findings)
+        )
+    judged = msgspec.structs.replace(
+        sealed,
+        safety=verdict,
+        unsafe_globals=outside,
+        archive_id=fingerprint.sampled_id(source, contents.pickles_end),
+        findings=tuple(findings),
+    )
+    return describe_value(contents.value, RangeStorages(source, contents.ranges), judged)[0]
 
 
 def _inspect_zip(source: torch_zip.Source, blank: Inspection, level: Level) -> Inspection:

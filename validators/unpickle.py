@@ -13,16 +13,17 @@ import copyreg
 import io
 import pickle
 import pickletools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from . import standins
 from .dtypes import DTYPES, STORAGE_DTYPES, UINT8
-from .errors import Corrupt
+from .errors import Changed, Corrupt, Unreadable
 from .plain import clip
 
-__all__ = ["MAX_GLOBALS", "InertPickle", "load_inert"]
+__all__ = ["MAX_GLOBALS", "InertPickle", "LimitReached", "load_inert", "load_stream"]
 
 MAX_GLOBALS = 10_000
 """Distinct names in one pickle. Real checkpoints have 4 to 200; 200,000 cost 3 s and 340 MB."""
@@ -41,7 +42,7 @@ class InertPickle(msgspec.Struct, frozen=True):
     """Why the stream could not be parsed to its end."""
 
 
-class _LimitReached(Exception):
+class LimitReached(Exception):
     """Raised when a stream asks for more than any real checkpoint needs."""
 
 
@@ -58,7 +59,7 @@ class _InertUnpickler(pickle.Unpickler):
         found = self.resolved.get(key)
         if found is None:
             if len(self.resolved) >= MAX_GLOBALS:
-                raise _LimitReached(f"more than {MAX_GLOBALS:,} different names")
+                raise LimitReached(f"more than {MAX_GLOBALS:,} different names")
             found = self.resolved[key] = _stand_in(*canonical_name(module, name))
         return found
 
@@ -71,18 +72,39 @@ def load_inert(data: bytes) -> InertPickle:
     """
     # Only a buffered file has `peek`, and only with it does the C unpickler read by buffer, not by call: 2.7 times.
     file = io.BufferedReader(io.BytesIO(data), len(data) + 1)
-    unpickler = _InertUnpickler(file)
+    return _load(_InertUnpickler(file), file)
+
+
+def load_stream(file: "io.BufferedReader[Any]", persistent_load: Callable[[Any], Any]) -> InertPickle:
+    """As `load_inert`, from where `file` stands, which then stands behind the pickle.
+
+    Args:
+        file: seekable. What its reads raise becomes the failure.
+        persistent_load: takes each persistent id and returns what stands for it; what it raises becomes the failure.
+    """
+
+    class Unpickler(_InertUnpickler):
+        pass
+
+    Unpickler.persistent_load = staticmethod(persistent_load)  # type: ignore[assignment]
+    return _load(Unpickler(file), file)
+
+
+def _load(unpickler: _InertUnpickler, file: "io.BufferedReader[Any]") -> InertPickle:
+    start = file.tell()
     value, failure = None, None
     try:
         if copyreg._extension_cache:  # type: ignore[attr-defined]  # noqa: SLF001
-            _refuse_extensions(data)
+            _refuse_extensions(file)
         value = unpickler.load()
-    except (MemoryError, RecursionError, _LimitReached) as error:
+    except (MemoryError, RecursionError, LimitReached) as error:
         failure = Corrupt("pickle.limits", f"parsing of the pickle was stopped: {_reason(error)}")
+    except (Changed, Unreadable):  # the file's, not the stream's
+        raise
     except Exception as error:  # noqa: BLE001 - hostile bytes raise whatever they like, see FACTS in the tests
         failure = Corrupt("pickle.malformed", f"the pickle cannot be parsed: {_reason(error)}")
     names = tuple(".".join(canonical_name(*key)) for key in unpickler.resolved)
-    return InertPickle(value, names, file.tell(), failure)
+    return InertPickle(value, names, file.tell() - start, failure)
 
 
 def canonical_name(module: str, name: str) -> tuple[str, str]:
@@ -102,11 +124,13 @@ def _stand_in(module: str, name: str) -> Any:
     return standins.opaque_class(f"{module}.{name}") if known is None else known
 
 
-def _refuse_extensions(data: bytes) -> None:
+def _refuse_extensions(file: "io.BufferedReader[Any]") -> None:
     """EXT opcodes are looked up in a cache of *real* objects, past `find_class`, if this process filled that cache."""
-    for opcode, _argument, _position in pickletools.genops(data):
+    start = file.tell()
+    for opcode, _argument, _position in pickletools.genops(file):
         if opcode.name in ("EXT1", "EXT2", "EXT4"):
             raise pickle.UnpicklingError(f"{opcode.name}: extension codes are refused")
+    file.seek(start)
 
 
 def _reason(error: BaseException) -> str:

@@ -18,6 +18,11 @@ def zipped(weights: dict[str, torch.Tensor]) -> bytes:
     return saved(dict(weights))
 
 
+def legacy(weights: dict[str, torch.Tensor]) -> bytes:
+    """As `torch.save` wrote before version 1.6."""
+    return saved(dict(weights), _use_new_zipfile_serialization=False)
+
+
 def as_safetensors(weights: dict[str, torch.Tensor]) -> bytes:
     """As `safetensors.torch.save_file` writes."""
     return safetensors.torch.save(dict(weights), metadata={"format": "pt", "note": "größer"})
@@ -25,6 +30,7 @@ def as_safetensors(weights: dict[str, torch.Tensor]) -> bytes:
 
 WRITERS: dict[Format, Writer] = {
     Format.TORCH_ZIP: zipped,
+    Format.TORCH_LEGACY: legacy,
     Format.SAFETENSORS: as_safetensors,
 }
 

@@ -7,16 +7,15 @@ import zlib
 from pathlib import Path
 
 import pytest
-import torch
 
 from ckptd.validators import Format, Safety, Seal
-from tests.validators.checkpoint_files import inspect_bytes, saved
+from tests.validators.checkpoint_files import inspect_bytes
 
 
-def _tar() -> bytes:
+def _tar(member: str = "a") -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("a"), io.BytesIO())
+        archive.addfile(tarfile.TarInfo(member), io.BytesIO())
     return buffer.getvalue()
 
 
@@ -49,10 +48,11 @@ def test_a_foreign_file_is_named(kind: str, tmp_path: Path) -> None:
     assert not inspection.is_valid
 
 
-def test_torch_files_of_old_are_recognised(tmp_path: Path) -> None:
-    inspection = inspect_bytes(tmp_path, saved({"w": torch.ones(3)}, _use_new_zipfile_serialization=False))
+def test_the_tar_files_of_the_first_torch_are_recognised(tmp_path: Path) -> None:
+    inspection = inspect_bytes(tmp_path, _tar("sys_info"))
     assert inspection.format is Format.TORCH_LEGACY
     assert [finding.code for finding in inspection.findings] == ["format.unsupported"]
+    assert "first versions of torch.save" in inspection.findings[0].message
     assert inspection.safety is Safety.UNKNOWN
 
 

@@ -6,8 +6,8 @@ from ..inspection import Format
 
 HEAD_BYTES = 4096
 
-_LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")
-"""LONG1 of 10 bytes and STOP: 0x1950a86a20f9469cfc6c, torch/serialization.py, `MAGIC_NUMBER`."""
+_TAR_MEMBERS = (b"sys_info", b"pickle", b"tensors", b"storages")
+"""What the tar files of the first versions of torch hold: torch/serialization.py, `legacy_load`."""
 
 _BINARY: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x1f\x8b", "a gzip file"),
@@ -41,7 +41,10 @@ def sniff(head: bytes, size: int) -> Sniffed:
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return _no_checkpoint("the file is a Git LFS pointer, not the checkpoint: `git lfs pull` fetches it")
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
-        return _pickle(head)
+        return Sniffed(Format.UNKNOWN, "format.unsupported", "the file is a bare pickle, not one of torch.save")
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0") in _TAR_MEMBERS:
+        message = "the file is in the tar format that the first versions of torch.save wrote"
+        return Sniffed(Format.TORCH_LEGACY, "format.unsupported", message)
     for offset, mark, what in _BINARY:
         if head[offset : offset + len(mark)] == mark:
             return Sniffed(Format.UNKNOWN, "format.unsupported", f"the file is {what}")
@@ -54,13 +57,6 @@ def _unknown(head: bytes) -> str:
 
 def _no_checkpoint(message: str) -> Sniffed:
     return Sniffed(Format.UNKNOWN, "format.not_a_checkpoint", message)
-
-
-def _pickle(head: bytes) -> Sniffed:
-    if _LEGACY_MAGIC in head[:32]:
-        message = "the file is in the format that torch.save wrote before version 1.6"
-        return Sniffed(Format.TORCH_LEGACY, "format.unsupported", message)
-    return Sniffed(Format.UNKNOWN, "format.unsupported", "the file is a bare pickle, not one of torch.save")
 
 
 def _text(head: bytes) -> Sniffed | None:
