@@ -261,7 +261,9 @@ def agrees(entry: Mapping[str, Any] | None, states: set[State], contents: Conten
 # ---- what health says ------------------------------------------------------------------------------------------
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
+    """The health, and the list that was asked for right after it. Epoch seconds."""
+
     asked_at: float
     listed_at: float
     health: dict[str, Any]
@@ -272,7 +274,7 @@ class HealthSampler:
     """Asks for the health, then for the list, again and again, over restarts; judged afterwards."""
 
     def __init__(self, daemon: Daemon, *, lists: bool = True) -> None:
-        self.samples: list[_Sample] = []
+        self.samples: list[Sample] = []
         self._daemon = daemon
         self._lists = lists
         self._stop = threading.Event()
@@ -292,7 +294,7 @@ class HealthSampler:
                 asked_at = time.time()
                 health = self._daemon.health()
                 entries = self._daemon.entries() if self._lists else {}
-                self.samples.append(_Sample(asked_at, time.time(), health, entries))
+                self.samples.append(Sample(asked_at, time.time(), health, entries))
 
     def check_claims(self) -> None:
         """Every sample is consistent in itself, and never healthy before a first sweep has ended."""
@@ -372,7 +374,7 @@ class Shadow:
             with contextlib.suppress(httpx.TransportError, FileNotFoundError, ValueError):
                 for message in self._messages():
                     with self._lock:
-                        self._take(message, message.pop("_id"))
+                        self.take(message, message.pop("_id"))
                     if self._stop.is_set():
                         return
             self._synced = False
@@ -382,7 +384,8 @@ class Shadow:
             self.connections += 1
             yield from messages
 
-    def _take(self, message: dict[str, Any], event_id: str | None) -> None:
+    def take(self, message: dict[str, Any], event_id: str | None) -> None:
+        """Take one message, with its id if it has one."""
         kind = message["type"]
         match kind:
             case "reset":
