@@ -86,6 +86,25 @@ def test_bytes_behind_the_end_are_found(kind: Format, extra: bytes, tmp_path: Pa
     assert inspection.seal is not Seal.SEALED
 
 
+DAMAGE = """
+import random, sys
+from tests.validators.test_fuzz import _damaged, inspect_mutant
+path = sys.argv[1]
+data = open(path, "rb").read()
+source = random.Random(5)
+mutants = [_damaged(source, data) for _ in range(1500)]
+for each in (data, data[:-1], mutants[0]):
+    inspect_mutant(path, each)
+before, events = set(sys.modules), set()
+sys.addaudithook(lambda event, arguments: events.add(event))
+for mutant in mutants:
+    inspect_mutant(path, mutant)
+events -= {"open", "builtins.id", "marshal.dumps"}  # all three are our own
+events -= {"sys.excepthook"}  # CPython complains on stderr about a bytearray that it failed to allocate (BYTEARRAY8)
+print(sorted(events), sorted(set(sys.modules) - before))
+"""
+
+
 FLIPS = """
 import sys, msgspec
 from ckptd.validators import Inspection, inspect_checkpoint
@@ -107,17 +126,31 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-def test_no_flipped_bit_raises_or_makes_an_answer_that_cannot_travel(kind: Format, tmp_path: Path) -> None:
-    """In a process with limits, as in the daemon: without checksums a flip in a pickle may ask for gigabytes."""
-    path = tmp_path / "flipped.ckpt"
-    path.write_bytes(WRITERS[kind]({"w": torch.ones(2), "b": torch.zeros(1)}))
+def _limited(script: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run in a process with limits, as in the daemon: without checksums a damaged pickle may ask for gigabytes."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    command = [sys.executable, "-c", FLIPS, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=50)
+    command = [sys.executable, "-c", script, str(path)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=50, cwd=root)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_CHECKSUMS)
+def test_damage_never_raises_nor_imports(kind: Format, tmp_path: Path) -> None:
+    path = tmp_path / "mutant.ckpt"
+    path.write_bytes(WRITERS[kind](weights()))
+    done = _limited(DAMAGE, path)
+    assert done.stdout == "[] []\n", (done.returncode, done.stderr[-2000:])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_no_flipped_bit_raises_or_makes_an_answer_that_cannot_travel(kind: Format, tmp_path: Path) -> None:
+    path = tmp_path / "flipped.ckpt"
+    path.write_bytes(WRITERS[kind]({"w": torch.ones(2), "b": torch.zeros(1)}))
+    done = _limited(FLIPS, path)
     assert done.stdout == "done\n", done.stderr[-2000:]
 
 
