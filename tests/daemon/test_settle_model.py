@@ -271,5 +271,5 @@ class TestSettleModel(SettleModel.TestCase):  # type: ignore[misc, name-defined,
 @pytest.mark.timeout(600)
 class TestSettleModelAtLength(SettleModel.TestCase):  # type: ignore[misc, name-defined, unused-ignore]
     settings = settings(
-        max_examples=3000, stateful_step_count=80, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=500, stateful_step_count=80, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )

@@ -98,7 +98,7 @@ def test_damage_never_raises_nor_imports(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", [2, 3, 4])
 def test_much_damage_never_raises_nor_imports(seed: int, tmp_path: Path) -> None:
-    _campaign(tmp_path, seed, count=20_000)
+    _campaign(tmp_path, seed, count=5_000)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
