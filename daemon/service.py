@@ -49,6 +49,8 @@ from .zygote_process import ZygoteProcess
 RECENT_ERRORS = 50
 INDEX_DELAY_S = 5.0
 """The portable index is written at most this often."""
+INDEX_SHARE = 0.05
+"""Nor may writing it take more than this share of the time: in a large tree under change it waits longer."""
 PROGRESS_S = 0.25
 """Time between two progress messages while many paths are pending."""
 BUSY_FROM = 64
@@ -315,8 +317,10 @@ class Service:
             self._read_undescribed()
             self._tell_state_notes()
             if anyio.current_time() >= index_at:
-                index_at = anyio.current_time() + INDEX_DELAY_S
+                began_at = anyio.current_time()
                 await self._export_index()
+                took_s = anyio.current_time() - began_at
+                index_at = anyio.current_time() + max(INDEX_DELAY_S, took_s / INDEX_SHARE)
 
     def _tell_state_notes(self) -> None:
         notes = self._state.notes[self._state_notes :]
