@@ -289,7 +289,9 @@ class HealthSampler:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(0.05 if self._lists else 0.2):
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(0.05 if self._lists else 0.2)  # the last sample shows how it ended
             with contextlib.suppress(httpx.TransportError, FileNotFoundError, ValueError):
                 asked_at = time.time()
                 health = self._daemon.health()
