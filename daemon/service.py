@@ -192,7 +192,7 @@ class Service:
                 self._trees = {root: self._make_tree(root, pipeline) for root in self.roots}
                 tasks.start_soon(pipeline.run)
                 tasks.start_soon(self._sidecars.run)
-                self._sidecars.consider_known(self.roots)
+                tasks.start_soon(self._sidecars.consider_known, self.roots)
                 for tree in self._trees.values():
                     tasks.start_soon(tree.run)
                 _settle_memory()
@@ -463,6 +463,5 @@ def boot_id() -> str:
 
 def _settle_memory() -> None:
     """What was loaded stays: keeping the collector out of it more than halves its longest pauses (measured)."""
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import msgspec
 import structlog
@@ -39,6 +40,9 @@ YIELD_S = 0.1
 """While checkpoints wait to be described, sidecars are looked at again after this time."""
 MAX_YIELD_S = 30.0
 """Under a load that never ends, sidecars wait no longer than this for their turn."""
+
+KNOWN_PER_TURN = 1000
+"""Entries that are considered at start before the loop gets its turn: it is to answer meanwhile."""
 
 RETRY_UNWRITABLE_S = 600.0
 """A directory that refused a sidecar is tried again after this time."""
@@ -143,13 +147,17 @@ class SidecarWriter:
             return
         self._schedule(_Wanted(root, entry.id, record.identities.file), self._delay_s)
 
-    def consider_known(self, roots: Sequence[Root]) -> None:
+    async def consider_known(self, roots: Sequence[Root]) -> None:
         """At start: take up again what an earlier run did not get to."""
         by_name = {root.name: root for root in roots}
-        for record in self._catalog:
-            without = record.entry.metadata_source in (MetadataSource.NONE, MetadataSource.STATE)
+        lacking = {MetadataSource.NONE, MetadataSource.STATE} if self._enabled else {MetadataSource.NONE}
+        for number, record in enumerate(list(self._catalog)):
+            if number % KNOWN_PER_TURN == 0:
+                await anyio.lowlevel.checkpoint()
+            if record.entry.metadata_source not in lacking or record.entry.root not in by_name:
+                continue
             stale = any(ref.code == "metadata.stale" for ref in record.entry.findings)
-            if record.entry.root in by_name and without and (stale or not record.identities.sidecars):
+            if stale or not record.identities.sidecars:
                 self.consider(by_name[record.entry.root], record, SidecarStatus.NONE)
 
     async def checkpoint_gone(self, root: Root, record: Record) -> None:
