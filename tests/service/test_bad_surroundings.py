@@ -152,6 +152,7 @@ def test_what_is_written_beneath_a_link_to_a_directory_is_listed_once_and_where_
 # ---- names without an encoding -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8_are_listed_with_their_bytes_and_hide_nobody(
     outputs: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -10,6 +10,9 @@ from tests.service.checkpoints import checkpoint_bytes, rename_in, write_in_plac
 from tests.service.daemons import Daemon, eventually
 from tests.validators.hostile import KILLERS, hostile_checkpoint, hostile_pickles
 
+# The pool alone meets every one of these files in the default tier (tests/daemon/test_workers_describe.py).
+pytestmark = pytest.mark.slow
+
 RSS_LIMIT_MB = 300
 """Of the service; what parsing costs is spent in the workers."""
 GOOD = 10
