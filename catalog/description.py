@@ -27,6 +27,16 @@ class SidecarStatus(enum.StrEnum):
     """Not readable as metadata; foreign."""
 
 
+class ShardFile(msgspec.Struct, frozen=True, array_like=True):
+    """One file of a checkpoint that is a directory, as whoever opened the checkpoint found it."""
+
+    name: bytes
+    """Relative to the checkpoint."""
+    identity: FileIdentity
+    opened: bool
+    """Whether a descriptor of it travels along; of a directory with very many files only the first ones are opened."""
+
+
 class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a description needs to know besides the opened files. Travels to the worker."""
 
@@ -42,18 +52,29 @@ class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     run_failed: bool = False
     trust_sidecar: bool = False
     """A sidecar of ours that matches size and time stands in for the inspection (the fast path)."""
+    required_keys: tuple[str, ...] = ()
+    """Keys or prefixes of keys (`model.encoder`) that the state dict must have."""
+    shards: tuple[ShardFile, ...] = ()
+    """The files of a checkpoint that is a directory, sorted by name; none for a file."""
+    timeout_s: float | None = None
+    """Wall time that this job may take; None: the pool's own limit."""
+    mb_per_s: float | None = None
+    """How fast a background verification may read, in 10^6 bytes per second; None: as fast as it goes."""
 
 
 class OpenedFiles(msgspec.Struct, frozen=True, kw_only=True):
     """Descriptors for a request, opened by whoever asks; the caller closes them."""
 
     checkpoint: int
+    """Of the file; of the directory itself (O_PATH will do) where the checkpoint is one."""
     sidecars: tuple[int, ...] = ()
     config: int | None = None
+    shards: tuple[int, ...] = ()
+    """Of the files of a directory that are `opened`, in the order of `DescribeRequest.shards`."""
 
     def all(self) -> tuple[int, ...]:
-        """Every descriptor, checkpoint first, then the sidecars, then the config."""
-        return (self.checkpoint, *self.sidecars, *(() if self.config is None else (self.config,)))
+        """Every descriptor: checkpoint, sidecars, config, shards."""
+        return (self.checkpoint, *self.sidecars, *(() if self.config is None else (self.config,)), *self.shards)
 
 
 class Encoder(msgspec.Struct, frozen=True, kw_only=True):

@@ -109,6 +109,8 @@ class Identities(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Of the link itself, where the checkpoint is one."""
     run_failed: bool = False
     """A `.FAILURE` sentinel lies beside the checkpoint."""
+    shards: str | None = None
+    """Digest of the names and identities of a directory's files; None for a file."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -74,6 +74,15 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         "loading with weights_only=True will refuse unless these classes are allowed by "
         "torch.serialization.add_safe_globals",
     ),
+    "pickle.whole_module": (
+        _W,
+        "loading it imports and runs the class's own code: save model.state_dict() instead, "
+        "and load this file only if you trust where it came from",
+    ),
+    "torchscript.program": (
+        _I,
+        "torch.jit.load runs the compiled program in it; torch.load(weights_only=True) refuses the file",
+    ),
     "pickle.second_stream": (
         _E,
         "data follows the end of the pickle, where no reader looks: do not load it; save it again",
@@ -94,6 +103,10 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
     "weights.non_finite": (_E, "the training diverged before this save: use an earlier checkpoint"),
     "weights.all_zero": (_I, "expected for fresh biases; else check that the weights were initialised and saved"),
     "shards.incomplete": (_E, "not all parts of the sharded checkpoint are there: wait, or save it again"),
+    "shards.unopened": (
+        _I,
+        "these parts were judged by presence and size alone; run `ckptd validate` on them one by one to read them",
+    ),
     "shards.order": (_W, "the parts are newer than their metadata: the save may not have ended"),
     "metadata.missing": (_I, "the daemon writes one, or run `ckptd metadata`"),
     "metadata.stale": (

@@ -30,6 +30,11 @@ class Level(enum.StrEnum):
     WEIGHTS = "weights"
     """Also every floating point value finite. Needs torch."""
 
+    def covers(self, other: "Level") -> bool:
+        """Whether what this level verifies includes all that `other` does."""
+        levels = list(Level)
+        return levels.index(self) >= levels.index(other)
+
 
 class Format(enum.StrEnum):
     """What is on disk."""
@@ -40,7 +45,17 @@ class Format(enum.StrEnum):
     """`torch.jit.save`: a zip with `code/` and `constants.pkl`."""
     TORCH_LEGACY = "torch_legacy"
     """`torch.save` before 1.6: five pickles, then raw storages."""
+    TORCH_TAR = "torch_tar"
+    """`torch.save` before 0.1.10: a tar archive of pickles; recognised, not described."""
     SAFETENSORS = "safetensors"
+    DCP = "dcp"
+    """A directory of torch.distributed.checkpoint: `.metadata` and `*.distcp` shards."""
+    FSDP = "fsdp"
+    """The same as Lightning's FSDP strategy writes it: also `meta.pt`, written last."""
+    DEEPSPEED = "deepspeed"
+    """A directory of rank files, `mp_rank_00_model_states.pt` and the optimizer's partitions."""
+    TRANSFORMERS = "transformers"
+    """`checkpoint-N` of the transformers Trainer."""
     UNKNOWN = "unknown"
 
 
@@ -119,6 +134,29 @@ class CallbackState(msgspec.Struct, frozen=True, kw_only=True):
     """Everything, as plain data."""
 
 
+class Recognition(msgspec.Struct, frozen=True, kw_only=True):
+    """What the names and shapes of the tensors say about one part of a model."""
+
+    part: str
+    """`model`, `encoder`, `decoder` or `head`."""
+    name: str
+    """The architecture, as the table names it: `resnet50`, `pan`, …"""
+    family: str
+    """`resnet`, …"""
+    confidence: float
+    """0 to 1: the share of the family's expected keys and shapes that were found."""
+    evidence: tuple[str, ...] = ()
+    """What was found, in words: keys and shapes."""
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One file of a checkpoint that is a directory."""
+
+    name: str
+    """Relative to the directory."""
+    size_bytes: int
+
+
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that one look at one file established."""
 
@@ -134,6 +172,12 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     safety: Safety = Safety.UNKNOWN
     unsafe_globals: tuple[str, ...] = ()
     """Names outside the allowlist, `module.name`, worst first."""
+    imports: tuple[str, ...] = ()
+    """Every name that `torch.load(weights_only=False)` would import, `module.name`, in order of appearance."""
+    weights_only: bool | None = None
+    """Whether `torch.load(weights_only=True)` would accept the pickle; None where there is none, or nobody can say."""
+    model_class: str | None = None
+    """`module.name` of the class, where a whole module was pickled or compiled instead of its state dict."""
 
     tensors: tuple[TensorInfo, ...] = ()
     n_parameters: int | None = None
@@ -155,7 +199,13 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     """Scores that the checkpoint itself carries at its top level (`cleval_metrics`, `metrics`)."""
 
     architecture: str | None = None
+    """As recognised from the tensors; None where they are of no family in the table."""
     architecture_valid: bool | None = None
+    """Whether all keys that were required are there; None where none were required."""
+    recognized: tuple[Recognition, ...] = ()
+    """The parts that were recognised, with the evidence; the whole model first."""
+    shards: tuple[Shard, ...] = ()
+    """The files of a checkpoint that is a directory, by name."""
 
     archive_id: str | None = None
     """Digest of the central directory and `data.pkl`: changes with the archive, costs no tensor bytes."""
