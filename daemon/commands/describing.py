@@ -38,6 +38,7 @@ def describe_all(
     *,
     level: Level = Level.STRUCTURE,
     trust_sidecar: bool = False,
+    required_keys: tuple[str, ...] = (),
     in_process: bool = False,
 ) -> None:
     """Describe each target; `done` is called in the order of `targets`.
@@ -50,10 +51,12 @@ def describe_all(
         settings: number and limits of the workers.
         level: how much of each file to verify.
         trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
+        required_keys: keys, or the beginnings of keys, that each state dict must have.
         in_process: without worker processes; a hostile file can then take the command down.
     """
+    one = _One(level=level, trust_sidecar=trust_sidecar, required_keys=required_keys)
     try:
-        anyio.run(_describe_all, targets, done, settings, _One(level=level, trust_sidecar=trust_sidecar), in_process)
+        anyio.run(_describe_all, targets, done, settings, one, in_process)
     except BaseExceptionGroup as group:
         # A task group wraps what `done` raised (a closed pipe); the caller wants that itself.
         raise _first(group) from None
@@ -86,9 +89,10 @@ async def _describe_all(
 class _One:
     """The way of one file from its path to its description."""
 
-    def __init__(self, *, level: Level, trust_sidecar: bool) -> None:
+    def __init__(self, *, level: Level, trust_sidecar: bool, required_keys: tuple[str, ...]) -> None:
         self._level = level
         self._trust_sidecar = trust_sidecar
+        self._required_keys = required_keys
 
     async def describe(self, target: Target, describe: Describe) -> Description:
         for attempt in itertools.count(1):
@@ -119,6 +123,7 @@ class _One:
             checkpoint_path=shown_path(target.absolute)[0],
             level=self._level,
             trust_sidecar=self._trust_sidecar,
+            required_keys=self._required_keys,
         )
         return request, files, identities
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ def print_json(value: Any) -> None:
 
 def printable(text: str) -> str:
     """`text` with control characters and undecodable bytes shown as escapes: names come from files."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -35,11 +37,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right:
         rows: cells; None is shown as nothing.
         right: headings of the columns that hold numbers.
     """
-    shown = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     if not is_terminal():
-        for row in shown:
-            print("\t".join(row))
+        for row in rows:
+            print_line(row)
         return
+    shown = [_shown_cells(row) for row in rows]
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -55,35 +57,56 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right:
     Console().print(table)
 
 
+def print_line(cells: Sequence[object]) -> None:
+    """One row as tab-separated fields; None is shown as nothing."""
+    print("\t".join(_shown_cells(cells)))
+
+
+def _shown_cells(cells: Iterable[object]) -> list[str]:
+    return ["" if cell is None else printable(str(cell)) for cell in cells]
+
+
 class Progress(Protocol):
     """How far a job is."""
 
-    def advance(self) -> None:
-        """One more is done."""
+    def advance(self, size_bytes: int = 0) -> None:
+        """One more is done, of so many bytes."""
         ...
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Progress]:
-    """A progress bar on standard error while it is a terminal; silent otherwise."""
-    if not sys.stderr.isatty() or total < 2:
+def progress(what: str, total: int, total_bytes: int | None = None) -> Iterator[Progress]:
+    """A progress bar on standard error while it is a terminal; silent otherwise.
+
+    Args:
+        what: the job.
+        total: how many there are.
+        total_bytes: their size, where every byte is read; the bar then shows bytes and their speed.
+    """
+    if not sys.stderr.isatty() or (total < 2 and total_bytes is None):
         yield _Silent()
         return
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import Progress as Bars
 
-    with Bars(console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(what, total=total)
+    how_far = (
+        (bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+        if total_bytes is None
+        else (bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
+    )
+    columns = (bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.BarColumn(), *how_far)
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=total if total_bytes is None else total_bytes)
 
         class Bar:
-            def advance(self) -> None:
-                bars.advance(task)
+            def advance(self, size_bytes: int = 0) -> None:
+                shown.advance(task, 1 if total_bytes is None else size_bytes)
 
         yield Bar()
 
 
 class _Silent:
-    def advance(self) -> None:
+    def advance(self, size_bytes: int = 0) -> None:
         """Nobody looks."""
 
 
@@ -128,6 +151,18 @@ def age(timestamp: str | None, now: datetime | None = None) -> str:
 
 def shown_path(path: bytes) -> str:
     """A path for people, relative to the working directory where that is shorter."""
-    relative = os.path.relpath(path)
-    shown = relative if not relative.startswith(b"..") else path
-    return printable(shown.decode("utf-8", "backslashreplace"))
+    return path_shortener()(path)
+
+
+def path_shortener() -> Callable[[bytes], str]:
+    """`shown_path` for many absolute paths: it asks for the working directory once."""
+    try:
+        beneath = os.getcwdb().rstrip(b"/") + b"/"
+    except OSError:  # it was deleted: there is nothing to be relative to
+        beneath = b""
+
+    def shorten(path: bytes) -> str:
+        shown = path[len(beneath) :] if path.startswith(beneath) else path
+        return printable(shown.decode("utf-8", "backslashreplace"))
+
+    return shorten

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from xml.etree import ElementTree as ET
 
 import pytest
+import torch
 
 from ckptd.catalog.roots import Root
+from ckptd.daemon.commands.junit import render_junit
 from ckptd.daemon.rootlock import RootLock
+from ckptd.validators.findings import Severity
 from tests.daemon.command_line import CKPTD, ckptd, ckptd_json, damage, environment, save
 
 COMMANDS = ("serve", "ls", "show", "validate", "metadata", "index", "watch", "rebuild", "token")
@@ -115,7 +119,8 @@ def test_validate_exits_1_for_a_damaged_file_and_says_what_to_do(tmp_path):
     result = ckptd("validate", "good.ckpt", "bad.ckpt", home=tmp_path)
     assert result.returncode == 1
     assert "bad.ckpt\tinvalid" in result.stdout
-    assert "bad.ckpt: error: archive." in result.stderr
+    assert "error: archive.incomplete: 1 checkpoint; wait for the writer" in result.stderr
+    assert "  bad.ckpt: the archive has no end record" in result.stderr
     assert "good.ckpt\tvalid" in result.stdout
 
 
@@ -161,7 +166,7 @@ def test_validate_at_level_checksum_finds_what_structure_cannot_see(tmp_path):
     assert result.returncode == 1
     lines = [line.split("\t")[:3] for line in result.stdout.splitlines()]
     assert lines == [["flipped.ckpt", "invalid", "checksum"], ["good.ckpt", "valid", "checksum"]]
-    assert "archive.checksum_mismatch: record data/0, the data of tensor state_dict.encoder.weight" in result.stderr
+    assert "  flipped.ckpt: record data/0, the data of tensor state_dict.encoder.weight" in result.stderr
     documents = ckptd_json("validate", "good.ckpt", "--level", "checksum", home=tmp_path)["checkpoints"]
     assert documents[0]["digest"].startswith("blake2b:")
 
@@ -173,10 +178,184 @@ def test_validate_refuses_a_level_that_is_not_there_with_exit_code_2(tmp_path):
     assert "'structure', 'checksum'" in result.stderr or "structure, checksum" in result.stderr
 
 
-def test_validate_of_nothing_exits_2(tmp_path):
-    result = ckptd("validate", "nowhere.ckpt", home=tmp_path)
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("nowhere.ckpt", "'nowhere.ckpt' does not exist"),
+        ("runs/**/*.ckpt", "nothing matches 'runs/**/*.ckpt'"),
+        ("*.metadata.yaml", "matches metadata and configs only"),
+    ],
+)
+def test_validate_of_nothing_exits_2(tmp_path, path, says):
+    (tmp_path / "gone.ckpt.metadata.yaml").write_text("{}")
+    result = ckptd("validate", path, home=tmp_path)
     assert result.returncode == 2
-    assert "'nowhere.ckpt' does not exist" in result.stderr
+    assert says in result.stderr
+
+
+def told_by(result):
+    """Path → verdict, of each line in a pipe."""
+    return dict(line.split("\t")[:2] for line in result.stdout.splitlines())
+
+
+def test_validate_expands_a_quoted_glob_and_leaves_companions_and_dead_links_out(tmp_path):
+    for name in ("runs/a/best.ckpt", "runs/a/deep/er/last.ckpt", "runs/b/best.ckpt", "runs/b/weights.bin"):
+        save(tmp_path / name)
+    (tmp_path / "runs/a/best.ckpt.metadata.yaml").write_text("schema_version: '1.0'\n")
+    (tmp_path / "runs/b/config.yaml").write_text("exp_name: b\n")
+    (tmp_path / "runs/b/dead.ckpt").symlink_to("gone.ckpt")
+    assert told_by(ckptd("validate", "runs/*/best.ckpt", home=tmp_path)) == {
+        "runs/a/best.ckpt": "valid",
+        "runs/b/best.ckpt": "valid",
+    }
+    assert list(told_by(ckptd("validate", "runs/b/*", home=tmp_path))) == ["runs/b/best.ckpt", "runs/b/weights.bin"]
+    everything = ckptd("validate", "runs/**", home=tmp_path)
+    assert everything.returncode == 0, everything.stderr
+    assert set(told_by(everything)) == {
+        "runs/a/best.ckpt",
+        "runs/a/deep/er/last.ckpt",
+        "runs/b/best.ckpt",
+        "runs/b/weights.bin",
+    }
+    assert len(everything.stdout.splitlines()) == 4, "what is matched twice is told once"
+
+
+def test_what_exists_under_its_literal_name_is_no_glob(tmp_path):
+    save(tmp_path / "lr=[0.1].ckpt")
+    save(tmp_path / "lr=0.ckpt")
+    assert told_by(ckptd("validate", "lr=[0.1].ckpt", home=tmp_path)) == {"lr=[0.1].ckpt": "valid"}
+    assert told_by(ckptd("validate", "lr=[0-9].ckpt", home=tmp_path)) == {"lr=0.ckpt": "valid"}
+
+
+def test_what_was_found_is_grouped_with_its_remedy_once(tmp_path):
+    for number in range(3):
+        damage(save(tmp_path / f"cut{number}.ckpt"))
+    (tmp_path / "page.ckpt").write_text("<html></html>")
+    result = ckptd("validate", ".", home=tmp_path)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.split(";")[0] for line in errors] == [
+        "error: archive.incomplete: 3 checkpoints",
+        "error: format.not_a_checkpoint: 1 checkpoint",
+    ]
+    assert result.stderr.count("fetch the real file again") == 1
+    named = [line.split(":")[0].strip() for line in result.stderr.split("warning:")[0].splitlines() if line[0] == " "]
+    assert named == [*(f"cut{number}.ckpt" for number in range(3)), "page.ckpt"]
+    grouped = ckptd_json("validate", ".", home=tmp_path, status=1)["findings"]
+    assert grouped["archive.incomplete"]["checkpoints"] == 3
+
+
+def test_a_warning_of_many_checkpoints_does_not_name_them_all(tmp_path):
+    for number in range(9):
+        save(tmp_path / f"{number}.ckpt")
+    result = ckptd("validate", ".", home=tmp_path)
+    assert "warning: config.missing: 9 checkpoints" in result.stderr
+    assert "  and 4 more; --json names them all" in result.stderr
+
+
+def test_only_invalid_leaves_out_what_is_well_and_counts_it(tmp_path):
+    save(tmp_path / "good.ckpt")
+    damage(save(tmp_path / "bad.ckpt"))
+    result = ckptd("validate", ".", "--only-invalid", home=tmp_path)
+    assert told_by(result) == {"bad.ckpt": "invalid"}
+    assert "2 checkpoints: 1 valid, 1 invalid" in result.stderr
+    assert "warning" not in result.stderr
+    document = ckptd_json("validate", ".", "--only-invalid", home=tmp_path, status=1)
+    assert [os.path.basename(each["checkpoint_path"]) for each in document["checkpoints"]] == ["bad.ckpt"]
+    assert (document["valid"], document["invalid"]) == (1, 1)
+
+
+def test_warnings_count_where_asked(tmp_path):
+    save(tmp_path / "good.ckpt")
+    assert ckptd("validate", "good.ckpt", home=tmp_path).returncode == 0
+    result = ckptd("validate", "good.ckpt", "--fail-on", "warning", home=tmp_path)
+    assert result.returncode == 1, "it has no config beside it, which is a warning"
+    assert "1 valid, 0 invalid; 1 failed by --fail-on warning" in result.stderr
+
+
+def test_the_number_of_jobs_is_checked_like_the_setting(tmp_path):
+    save(tmp_path / "good.ckpt")
+    assert ckptd("validate", "good.ckpt", "--jobs", "1", home=tmp_path).returncode == 0
+    result = ckptd("validate", "good.ckpt", "-j", "none", home=tmp_path)
+    assert result.returncode == 2
+    assert "workers" in result.stderr
+
+
+# ---- validate --junit ----------------------------------------------------------------------------------------------
+
+
+def read_junit(data):
+    """Check a report against the elements that readers share (junit-10.xsd of Jenkins' xUnit); its cases by name."""
+    root = ET.fromstring(data)
+    assert root.tag == "testsuites"
+    (suite,) = root
+    assert suite.tag == "testsuite"
+    assert {"name", "tests", "failures", "errors", "skipped", "time", "timestamp"} <= set(suite.attrib)
+    cases = list(suite)
+    for case in cases:
+        assert case.tag == "testcase"
+        assert set(case.attrib) == {"name", "classname"}
+        assert [child.tag for child in case] in ([], ["failure"], ["error"], ["system-out"], ["failure", "system-out"])
+    for tag in ("failure", "error"):
+        assert int(suite.attrib[tag + "s"]) == len(suite.findall(f"testcase/{tag}")) == int(root.attrib[tag + "s"])
+    assert int(suite.attrib["tests"]) == len(cases) == int(root.attrib["tests"])
+    return {(case.get("classname"), case.get("name")): case for case in cases}
+
+
+def test_the_junit_report_has_a_case_for_each_checkpoint_with_code_message_and_remedy(tmp_path):
+    save(tmp_path / "runs" / "a" / "good.ckpt")
+    damage(save(tmp_path / "runs" / "a" / "bad.ckpt"))
+    result = ckptd("validate", "runs", "--junit", "report.xml", home=tmp_path)
+    assert result.returncode == 1
+    assert len(told_by(result)) == 2, "the lines are told as well"
+    cases = read_junit((tmp_path / "report.xml").read_bytes())
+    assert set(cases) == {("runs/a", "good.ckpt"), ("runs/a", "bad.ckpt")}
+    assert cases["runs/a", "good.ckpt"].find("failure") is None
+    failure = cases["runs/a", "bad.ckpt"].find("failure")
+    assert failure.get("type") == "archive.incomplete"
+    assert "no end record" in failure.get("message")
+    assert failure.text.startswith("error: archive.incomplete: the archive")
+    assert "wait for the writer to finish" in failure.text
+
+
+def test_the_junit_report_goes_to_standard_output_alone(tmp_path):
+    save(tmp_path / "good.ckpt")
+    result = ckptd("validate", ".", "--junit", "-", home=tmp_path)
+    assert result.returncode == 0
+    assert list(read_junit(result.stdout.encode())) == [(".", "good.ckpt")]
+    assert ckptd("validate", ".", "--junit", "-", "--json", home=tmp_path).returncode == 2
+
+
+def test_a_report_that_cannot_be_written_is_known_before_the_work_begins(tmp_path):
+    save(tmp_path / "good.ckpt")
+    result = ckptd("validate", ".", "--junit", "no/such/directory.xml", home=tmp_path)
+    assert result.returncode == 3
+    assert "no/such/directory.xml" in result.stderr
+    assert not result.stdout
+
+
+def test_names_and_messages_that_xml_cannot_hold_are_escaped(tmp_path):
+    """A file may be named by any bytes but two, and its tensors by any characters at all."""
+    path = os.fsencode(save(tmp_path / "x.ckpt"))
+    os.rename(path, os.path.dirname(path) + b'/\xff\x1b]0;\n<&".ckpt')
+    odd = "w\x00\x1b\ud800\uffff\U0001f600<![CDATA["
+    torch.save({"state_dict": {odd: torch.ones(3)}}, tmp_path / "odd.ckpt")
+    data = bytearray((tmp_path / "odd.ckpt").read_bytes())
+    data[data.index(b"\x00\x00\x80\x3f" * 3)] ^= 1
+    (tmp_path / "odd.ckpt").write_bytes(data)
+    result = ckptd("validate", ".", "--level", "checksum", "--junit", "report.xml", home=tmp_path)
+    assert result.returncode == 1
+    cases = read_junit((tmp_path / "report.xml").read_bytes())
+    assert (".", '\\xff\\x1b]0;\\n<&".ckpt') in cases
+    failure = cases[".", "odd.ckpt"].find("failure")
+    assert failure.get("type") == "archive.checksum_mismatch"
+    assert "state_dict.w" in failure.text
+    assert "<![CDATA[" in failure.text
+
+
+def test_a_directory_that_cannot_be_looked_at_is_an_error_of_the_report():
+    report = render_junit([], ["/outputs/a: cannot be looked at (EIO)"], fail_on=Severity.ERROR, started_at=0, took_s=1)
+    (case,) = read_junit(report).values()
+    assert case.find("error").get("message") == "/outputs/a: cannot be looked at (EIO)"
 
 
 def test_a_reader_that_has_read_enough_ends_the_command_quietly(tmp_path):
