@@ -92,6 +92,10 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         "parsing was stopped at a limit of memory, time or size; no real checkpoint needs as much. "
         "If yours does, raise worker_memory_mb or worker_timeout_s",
     ),
+    "pickle.unread_record": (
+        _I,
+        "nothing was proved about them: do not open them with another reader than torch.load",
+    ),
     "tensor.missing_storage": (_E, f"a tensor's data is not in the archive: {_REWRITE}"),
     "tensor.out_of_bounds": (_E, f"a tensor reaches beyond its data: {_REWRITE}"),
     "state_dict.missing": (

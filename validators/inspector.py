@@ -11,19 +11,19 @@ import msgspec
 
 from . import facts, fingerprint
 from .assembly import describe_tensors, describe_value
-from .checks import safety
+from .checks import safety, weights_only
 from .checks.checksum import digest_file, mismatch_message, mismatches, verify_archive
 from .checks.structure import limited
 from .errors import Changed, Corrupt, Incomplete, Unreadable
-from .findings import finding
+from .findings import Finding, finding
 from .formats import safetensors, torch_legacy, torch_zip
 from .formats.sniff import HEAD_BYTES, sniff
 from .inspection import Format, Inspection, Level, Safety, Seal
-from .plain import to_plain
+from .plain import clip, to_plain
 from .reader import FileReader
 from .storages import ArchiveStorages, RangeStorages
 from .tensors import TensorTable, make_table
-from .unpickle import load_inert
+from .unpickle import InertPickle, load_inert, names_behind
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
 """Largest `data.pkl` that is parsed. That of 20,000 tensors has 2.3 MB; its stand-ins take about 15 times its size."""
@@ -161,20 +161,23 @@ def _inspect_safetensors(source: torch_zip.Source, sealed: Inspection) -> Inspec
 
 def _inspect_legacy(source: torch_zip.Source, sealed: Inspection) -> Inspection:
     contents = torch_legacy.read_contents(source)
-    verdict, outside, findings = safety.judge(contents.globals, proved=contents.failure is None)
+    proved = contents.failure is None
+    judgement = safety.judge(contents.globals, proved, lambda: proved and _accepts_legacy(source, contents))
+    findings = list(judgement.findings)
     if contents.failure is not None:
         findings.append(finding(contents.failure.code, contents.failure.message))
-        return msgspec.structs.replace(
-            sealed, seal=Seal.NONE, safety=verdict, unsafe_globals=outside, findings=tuple(findings)
-        )
+        return judgement.of(msgspec.structs.replace(sealed, seal=Seal.NONE, findings=tuple(findings)))
     judged = msgspec.structs.replace(
-        sealed,
-        safety=verdict,
-        unsafe_globals=outside,
+        judgement.of(sealed),
         archive_id=fingerprint.sampled_id(source, contents.pickles_end),
         findings=tuple(findings),
     )
     return describe_value(contents.value, RangeStorages(source, contents.ranges), judged)[0]
+
+
+def _accepts_legacy(source: torch_zip.Source, contents: torch_legacy.Contents) -> bool:
+    pickles = source.read(0, contents.pickles_end)
+    return weights_only.accepts(pickles, contents.tally, streams=torch_legacy.PICKLES)
 
 
 def _inspect_zip(source: torch_zip.Source, blank: Inspection, level: Level) -> Inspection:
@@ -224,25 +227,44 @@ def _inspect_records(archive: torch_zip.Archive, sealed: Inspection) -> tuple[In
         return msgspec.structs.replace(sealed, format=Format.UNKNOWN, findings=found), None
     pickle = _read_pickle(archive, index)
     inert = load_inert(pickle)
-    proved = inert.failure is None and inert.consumed == len(pickle)
-    verdict, outside, findings = safety.judge(inert.globals, proved)
+    judgement, findings = _judge_pickle(pickle, inert)
     if not archive.has_checksums:
         findings.append(finding("archive.unverifiable", "the archive carries no checksums"))
-    if inert.failure is not None:
-        findings.append(finding(inert.failure.code, inert.failure.message))
-    elif inert.consumed != len(pickle):
-        message = f"{len(pickle) - inert.consumed:,} bytes follow the end of the pickle in data.pkl"
-        findings.append(finding("pickle.second_stream", message))
+    if archive.directory.count(b".pkl") > 1:
+        findings += _unread_pickles(archive)
     judged = msgspec.structs.replace(
-        sealed,
-        safety=verdict,
-        unsafe_globals=outside,
+        judgement.of(sealed),
         archive_id=fingerprint.archive_id(archive, pickle),
         findings=tuple(findings),
     )
     return (
         (judged, None) if inert.failure is not None else describe_value(inert.value, ArchiveStorages(archive), judged)
     )
+
+
+def _judge_pickle(pickle: bytes, inert: InertPickle) -> tuple[safety.Judgement, list[Finding]]:
+    """What the one pickle of an archive says about loading it, and what is wrong with it."""
+    if inert.failure is not None:
+        stopped = inert.failure.code == "pickle.limits"
+        judgement = safety.judge(inert.globals, proved=False, accepted=None if stopped else False)
+        return judgement, [*judgement.findings, finding(inert.failure.code, inert.failure.message)]
+    proved = inert.consumed == len(pickle)
+    names = inert.globals if proved else (*inert.globals, *names_behind(pickle[inert.consumed :]))
+    judgement = safety.judge(names, proved, lambda: weights_only.accepts(pickle, inert.tally))
+    if proved:
+        return judgement, judgement.findings
+    message = f"{len(pickle) - inert.consumed:,} bytes follow the end of the pickle in data.pkl"
+    return judgement, [*judgement.findings, finding("pickle.second_stream", message)]
+
+
+def _unread_pickles(archive: torch_zip.Archive) -> list[Finding]:
+    """torch.load reads no pickle but data.pkl; others may be there for other readers, as torch.package writes them."""
+    main = f"{archive.stem}/data.pkl"
+    others = [clip(name, 80) for name in archive.names if name.endswith(".pkl") and name != main]
+    if not others:
+        return []
+    shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return [finding("pickle.unread_record", f"pickles that torch.load does not read lie beside data.pkl: {shown}")]
 
 
 def _read_pickle(archive: torch_zip.Archive, index: int) -> bytes:

@@ -9,8 +9,18 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 
+from .tally import note_build, note_strange
+
 # Fields are what the file says and may be of any type: whoever reads them checks (`tensors`).
 Unchecked = Any
+
+_MAX_MEMBERS = 100
+"""Classes below one name of a file; each costs a kilobyte. Nested classes and members of enums in real files are few."""
+_MAX_MEMBER_NAME = 1000
+
+
+_BUILDABLE = frozenset(("torch.nn.parameter.Parameter", "torch.Tensor", "collections.Counter"))
+"""Classes without a stand-in of their own on whose objects torch lets BUILD act, beside OrderedDict."""
 
 
 class StandIn(msgspec.Struct, eq=False):
@@ -39,6 +49,7 @@ class InertDict(dict[Unchecked, Unchecked]):
 
     def __setstate__(self, state: object) -> None:
         """Keep nothing: torch stores the version numbers of modules here (`_metadata`)."""
+        note_build()
 
 
 class Device(StandIn):
@@ -198,19 +209,26 @@ class Opaque:
         self.items[key] = value
 
     def append(self, value: Unchecked) -> None:
+        note_strange()
         self.extra.append(value)
 
     def extend(self, values: Unchecked) -> None:
+        if self.name in _BUILDABLE:
+            note_build()
         self.extra.extend(values)
 
     def add(self, value: Unchecked) -> None:
         self.extra.append(value)
+        if self.name != "collections.Counter":
+            note_strange()
 
 
 class _Result(Opaque):
+        note_strange()
     """The outcome of calling an object that is itself a stand-in."""
 
     __slots__ = ()
+        note_strange()
     name = "(result of a call)"
 
 

@@ -22,11 +22,15 @@ from . import standins
 from .dtypes import DTYPES, STORAGE_DTYPES, UINT8
 from .errors import Changed, Corrupt, Unreadable
 from .plain import clip
+from .tally import Tally, new_tally
 
-__all__ = ["MAX_GLOBALS", "InertPickle", "LimitReached", "load_inert", "load_stream"]
+__all__ = ["MAX_GLOBALS", "InertPickle", "LimitReached", "load_inert", "load_stream", "names_behind"]
 
 MAX_GLOBALS = 10_000
 """Distinct names in one pickle. Real checkpoints have 4 to 200; 200,000 cost 3 s and 340 MB."""
+
+MAX_STREAMS = 8
+"""Pickles that are parsed behind the end of one that nothing should follow."""
 
 
 class InertPickle(msgspec.Struct, frozen=True):
@@ -38,6 +42,8 @@ class InertPickle(msgspec.Struct, frozen=True):
     """Every name that the stream asked for, `module.name`, in order of appearance, up to a failure."""
     consumed: int
     """Bytes up to and with STOP. Fewer than given: a second stream or junk follows."""
+    tally: Tally
+    """What its opcodes were applied to."""
     failure: Corrupt | None = None
     """Why the stream could not be parsed to its end."""
 
@@ -75,6 +81,18 @@ def load_inert(data: bytes) -> InertPickle:
     return _load(_InertUnpickler(file), file)
 
 
+def names_behind(data: bytes) -> tuple[str, ...]:
+    """The names that pickles ask for which follow the end of another, one after the other, up to the first failure."""
+    names: list[str] = []
+    for _ in range(MAX_STREAMS):
+        inert = load_inert(data)
+        names += inert.globals
+        if inert.failure is not None or not inert.consumed:
+            break
+        data = data[inert.consumed :]
+    return tuple(names)
+
+
 def load_stream(file: "io.BufferedReader[Any]", persistent_load: Callable[[Any], Any]) -> InertPickle:
     """As `load_inert`, from where `file` stands, which then stands behind the pickle.
 
@@ -92,7 +110,7 @@ def load_stream(file: "io.BufferedReader[Any]", persistent_load: Callable[[Any],
 
 def _load(unpickler: _InertUnpickler, file: "io.BufferedReader[Any]") -> InertPickle:
     start = file.tell()
-    value, failure = None, None
+    value, failure, tally = None, None, new_tally()
     try:
         if copyreg._extension_cache:  # type: ignore[attr-defined]  # noqa: SLF001
             _refuse_extensions(file)
@@ -104,7 +122,7 @@ def _load(unpickler: _InertUnpickler, file: "io.BufferedReader[Any]") -> InertPi
     except Exception as error:  # noqa: BLE001 - hostile bytes raise whatever they like, see FACTS in the tests
         failure = Corrupt("pickle.malformed", f"the pickle cannot be parsed: {_reason(error)}")
     names = tuple(".".join(canonical_name(*key)) for key in unpickler.resolved)
-    return InertPickle(value, names, file.tell() - start, failure)
+    return InertPickle(value, names, file.tell() - start, tally, failure)
 
 
 def canonical_name(module: str, name: str) -> tuple[str, str]:

@@ -41,7 +41,7 @@ events, opened = set(), []
 def hook(event, arguments):
     if event == "open":
         opened.append(arguments[0])
-    elif event not in ("builtins.id", "marshal.dumps"):  # our own, and harmless: nothing is loaded
+    elif event not in ("builtins.id", "marshal.dumps", "fcntl.fcntl"):  # our own, and harmless: nothing is loaded
         events.add(event)
 
 sys.addaudithook(hook)

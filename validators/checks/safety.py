@@ -4,15 +4,20 @@ The verdict `safe` rests on the allowlist alone. The list of dangerous names onl
 "certainly do not" and "nobody knows": a list of bad names can never prove anything.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import msgspec
 
 from ..dtypes import DTYPES, STORAGE_DTYPES
 from ..findings import Finding, finding
-from ..inspection import Safety
+from ..inspection import Inspection, Safety
 from ..plain import clip
+from .weights_only import TORCH_ALLOWED
 
 MAX_NAMED = 100
 """Names reported of one file."""
+MAX_IMPORTS = 200
+"""Imports reported of one file; a real one has 4 to 40."""
 
 
 def _names(module: str, names: str) -> set[str]:
@@ -23,33 +28,15 @@ def _words(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-_TENSOR_CLASSES = "Double Float Half BFloat16 Long Int Short Char Byte Bool"
-
 ALLOWED: frozenset[str] = frozenset(
-    # torch/_weights_only_unpickler.py, `_get_allowed_globals`: what torch itself admits under weights_only=True
-    {f"torch.{name}" for name in (*DTYPES, *STORAGE_DTYPES)}
+    # what torch itself admits under weights_only=True, its other names for the same, and what those files hold besides
+    TORCH_ALLOWED
+    | {f"torch.{name}" for name in DTYPES}
     | {f"torch.cuda.{name}" for name in STORAGE_DTYPES}
-    | {
-        f"torch.{place}{kind}Tensor"
-        for kind in _TENSOR_CLASSES.split()
-        for place in ("", "cuda.", "sparse.", "cuda.sparse.")
-    }
-    | _names("torch", "Size device Tensor UntypedStorage Generator per_tensor_affine per_tensor_symmetric")
-    | _names("torch", "per_channel_affine per_channel_symmetric per_channel_affine_float_qparams")
-    | _names("torch.storage", "UntypedStorage TypedStorage")
-    | _names("torch.serialization", "_get_layout")
-    | _names("torch.nn.parameter", "Parameter")
-    | _names("torch._tensor", "_rebuild_from_type_v2")
-    | _names(
-        "torch._utils",
-        "_rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_parameter _rebuild_parameter_with_state "
-        "_rebuild_qtensor _rebuild_sparse_tensor _rebuild_nested_tensor _rebuild_meta_tensor_no_storage "
-        "_rebuild_wrapper_subclass _rebuild_device_tensor_from_numpy _rebuild_device_tensor_from_cpu_tensor",
-    )
+    | _names("torch", "UntypedStorage Generator cuda.sparse.BoolTensor sparse.BoolTensor")
     # plain containers and numbers: constructors that call nothing but each other
-    | _names("collections", "OrderedDict Counter defaultdict deque")
-    | _names("builtins", "set frozenset list tuple dict bytearray complex int float str bool bytes slice range object")
-    | _names("_codecs", "encode")
+    | _names("collections", "defaultdict deque")
+    | _names("builtins", "frozenset list tuple dict int float str bool bytes slice range object")
     | _names("copyreg", "_reconstructor")
     | _names("argparse", "Namespace")
     | _names("types", "SimpleNamespace")
@@ -94,17 +81,40 @@ INSTANTIATOR = "_instantiator"
 """Key of Lightning's hyper-parameters that `load_from_checkpoint` imports and calls, even with `weights_only=True`."""
 
 
-def judge(names: Iterable[str], proved: bool) -> tuple[Safety, tuple[str, ...], list[Finding]]:
-    """The verdict on all names that a pickle asked for.
+class Judgement(msgspec.Struct, frozen=True):
+    """What the names in all pickles of a file, and the way they are used, say about loading it."""
+
+    safety: Safety
+    unsafe_globals: tuple[str, ...]
+    """Names outside the allowlist, worst first."""
+    imports: tuple[str, ...]
+    """See `Inspection.imports`."""
+    weights_only: bool | None
+    """See `Inspection.weights_only`."""
+    findings: list[Finding]
+
+    def of(self, inspection: Inspection) -> Inspection:
+        """`inspection` with the verdict; its findings are left as they are."""
+        return msgspec.structs.replace(
+            inspection,
+            safety=self.safety,
+            unsafe_globals=self.unsafe_globals,
+            imports=self.imports,
+            weights_only=self.weights_only,
+        )
+
+
+def judge(names: Iterable[str], proved: bool, accepted: Callable[[], bool | None] | bool | None = None) -> Judgement:
+    """The verdict on all names that the pickles of one file asked for.
 
     Args:
-        names: `module.name`, as Python 3 knows them.
-        proved: the pickle was parsed to its end and nothing follows it; otherwise nothing is ever called safe.
-
-    Returns:
-        The verdict, the names outside the allowlist, worst first, and the findings.
+        names: `module.name`, as Python 3 knows them, in order of appearance.
+        proved: the pickles were parsed to their end and nothing follows them; otherwise nothing is ever called safe.
+        accepted: whether `torch.load(weights_only=True)` takes what is not names (`weights_only.accepts`); False where
+            it refuses the whole format, None where nobody can say. Called only if the names leave it open.
     """
-    outside = [name for name in dict.fromkeys(names) if name not in ALLOWED]
+    distinct = list(dict.fromkeys(names))
+    outside = [name for name in distinct if name not in ALLOWED]
     dangerous = [name for name in outside if is_dangerous(name)]
     unknown = [name for name in outside if name not in set(dangerous)]
     findings: list[Finding] = []
@@ -112,10 +122,24 @@ def judge(names: Iterable[str], proved: bool) -> tuple[Safety, tuple[str, ...], 
         findings.append(finding("pickle.dangerous_name", f"loading the pickle would call {_listed(dangerous)}"))
     if unknown:
         findings.append(finding("pickle.unknown_name", f"the pickle builds objects of {_listed(unknown)}"))
-    named = tuple(map(clip, [*dangerous, *unknown][:MAX_NAMED]))
-    if dangerous:
-        return Safety.UNSAFE, named, findings
-    return (Safety.SAFE if proved and not unknown else Safety.UNKNOWN), named, findings
+    verdict = Safety.SAFE if proved and not unknown else Safety.UNKNOWN
+    return Judgement(
+        safety=Safety.UNSAFE if dangerous else verdict,
+        unsafe_globals=tuple(map(clip, [*dangerous, *unknown][:MAX_NAMED])),
+        imports=tuple(map(clip, [name for name in distinct if name not in _NOT_IMPORTED][:MAX_IMPORTS])),
+        weights_only=_weights_only(distinct, accepted),
+        findings=findings,
+    )
+
+
+_NOT_IMPORTED = frozenset(f"torch.{place}{name}" for name in STORAGE_DTYPES for place in ("", "cuda.", "storage."))
+"""torch/serialization.py, `UnpicklerWrapper.find_class`: storage classes are only names of element types."""
+
+
+def _weights_only(names: list[str], accepted: Callable[[], bool | None] | bool | None) -> bool | None:
+    if not TORCH_ALLOWED.issuperset(names):
+        return False
+    return accepted() if callable(accepted) else accepted
 
 
 def is_dangerous(name: str) -> bool:

@@ -16,6 +16,7 @@ from ..dtypes import Dtype
 from ..errors import Corrupt, Incomplete
 from ..plain import clip
 from ..standins import Storage
+from ..tally import Tally, note_strange
 from ..tensors import MAX_BYTES
 from ..unpickle import LimitReached, load_stream
 from .torch_zip import Source
@@ -32,6 +33,7 @@ _HEAD = b"\x80\x02" + _MAGIC
 _COUNT = struct.Struct("<q")
 _BUFFER_BYTES = 1 << 20
 _TAR_BLOCK_BYTES = 512
+PICKLES = 5
 _WHAT = ("magic number", "protocol version", "system information", "checkpoint itself", "list of storages")
 
 
@@ -45,6 +47,8 @@ class Contents(msgspec.Struct, frozen=True):
     ranges: dict[str, tuple[int, int]]
     """Storage → where it begins in the file, and its size in bytes."""
     pickles_end: int
+    tally: Tally
+    """What the opcodes of all of them were applied to."""
     failure: Corrupt | None = None
 
 
@@ -63,7 +67,7 @@ def read_contents(source: Source) -> Contents:
     try:
         return parser.parse()
     except Corrupt as failure:
-        return Contents(None, tuple(dict.fromkeys(parser.names)), {}, 0, failure)
+        return Contents(None, tuple(dict.fromkeys(parser.names)), {}, 0, parser.tally, failure)
 
 
 class _Parser:
@@ -72,6 +76,7 @@ class _Parser:
         self._stream = _Stream(source)
         self._file = io.BufferedReader(self._stream, min(_BUFFER_BYTES, source.size + 1))
         self.names: list[str] = []
+        self.tally = Tally()
 
     def parse(self) -> Contents:
         if _is_tar(self._source.read(0, min(_TAR_BLOCK_BYTES, self._source.size))):
@@ -82,11 +87,12 @@ class _Parser:
             raise Corrupt("archive.malformed", "the magic number or the protocol version is not that of torch.save")
         pickles_end = self._file.tell()
         ranges = self._ranges(_checked_keys(keys, persistent.storages), persistent, pickles_end)
-        return Contents(value, tuple(dict.fromkeys(self.names)), ranges, pickles_end)
+        return Contents(value, tuple(dict.fromkeys(self.names)), ranges, pickles_end, self.tally)
 
     def _pickle(self, what: str, persistent: "_PersistentIds") -> Any:
         inert = load_stream(self._file, persistent)
         self.names += inert.globals
+        self.tally += inert.tally
         if inert.failure is None:
             return inert.value
         if self._stream.ran_out:
@@ -137,6 +143,7 @@ class _PersistentIds:
     def __call__(self, saved: Any) -> Any:
         kind = saved[0] if type(saved) is tuple and saved else None
         if type(kind) is str and kind == "module" and len(saved) == 4:
+            note_strange()
             return saved[1]
         if type(kind) is not str or kind != "storage" or len(saved) != 6:
             raise pickle.UnpicklingError("a persistent id that torch.save does not write")
