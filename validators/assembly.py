@@ -11,7 +11,7 @@ from .checks import safety
 from .checks.structure import check_structure, limited
 from .errors import Corrupt
 from .findings import Finding, finding
-from .inspection import Inspection, Safety, TensorInfo
+from .inspection import Format, Inspection, Safety, TensorInfo
 from .plain import clip
 from .scalars import ScalarReader
 from .storages import Storages
@@ -43,7 +43,13 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
     findings += limited((problem.code, problem.message) for problem in tensors.problems)
     findings += check_structure(tensors.table, storages)
     weights = tensors.of("weights")
-    if not weights:
+    if tensors.model_class is not None and judged.format is not Format.TORCHSCRIPT:
+        message = (
+            f"a whole {clip(tensors.model_class)} was pickled, not its state dict: loading it needs that class's code"
+        )
+        findings.append(finding("pickle.whole_module", message))
+    # A module without parameters is whole as well.
+    if not weights and tensors.model_class is None:
         findings.append(finding("state_dict.missing", "no dictionary of tensors was found in the checkpoint"))
     has_problems = any(f.code in ("tensor.missing_storage", "tensor.out_of_bounds") for f in findings)
     counted = facts.weight_facts(weights)
@@ -55,6 +61,7 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
         safety=_with_instantiator(judged.safety, top, findings),
         tensors=tuple(_tensor_infos(tensors)),
         has_state_dict=bool(weights),
+        model_class=None if tensors.model_class is None else clip(tensors.model_class),
         n_parameters=counted.n_parameters,
         parameters_by_part=counted.parameters_by_part,
         weights_bytes=counted.weights_bytes,

@@ -14,7 +14,9 @@ class Dtype(msgspec.Struct, frozen=True, eq=False, gc=False):
     name: str
     """torch's name without the prefix."""
     itemsize: int
-    """Bytes per element."""
+    """Bytes per element, as torch counts them."""
+    per_byte: int = 1
+    """Elements that share one byte of a storage; torch counts each of them as a byte all the same."""
 
     def __setstate__(self, state: object) -> NoReturn:
         """Refuse pickle's BUILD: these objects are shared by all files."""
@@ -65,7 +67,12 @@ _STORAGES = {
     "QUInt2x4Storage": "quint2x4",
 }
 
-DTYPES: dict[str, Dtype] = {name: Dtype(name, size) for size, names in _SIZES.items() for name in names.split()}
+# c10/core/ScalarType.h, `quint4x2` and `quint2x4`; aten/src/ATen/quantized/Quantizer.cpp, `get_sub_byte_tensor_size`
+_PER_BYTE = {"quint4x2": 2, "quint2x4": 4}
+
+DTYPES: dict[str, Dtype] = {
+    name: Dtype(name, size, _PER_BYTE.get(name, 1)) for size, names in _SIZES.items() for name in names.split()
+}
 """torch's name without the prefix → dtype, for every dtype of torch 2.x."""
 DTYPES |= {alias: DTYPES[name] for alias, name in _ALIASES.items()}
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from . import standins
+from . import modules, standins
 from .dtypes import Dtype
 from .errors import Corrupt
 from .inspection import CallbackState, Plain
+from .modules import Splitter
 from .plain import clip, key_text, to_plain
 from .scalars import ScalarReader
 from .standins import Opaque
@@ -70,6 +71,8 @@ class Tensors(msgspec.Struct, frozen=True):
     """Of the table, in its order."""
     problems: list[Corrupt]
     """About tensors that are no tensors; those are not in the table."""
+    model_class: str | None = None
+    """Of the module that was pickled whole."""
 
     def of(self, role: str) -> list[Segment]:
         """The segments of one role."""
@@ -85,26 +88,51 @@ class WeightFacts(msgspec.Struct, frozen=True, kw_only=True):
     dtypes: tuple[str, ...] = ()
 
 
-def find_tensors(value: Any) -> Tensors:
+class _Mark(msgspec.Struct, frozen=True):
+    """Which of the collected stand-ins came from one key of the top level."""
+
+    key: str
+    begin: int
+    rest: int
+    """Where those begin that a module holds outside of its state dict."""
+    end: int
+    is_module: bool
+
+
+def find_tensors(value: Any, beside: dict[str, Any] | None = None, split: Splitter = modules.split) -> Tensors:
     """Find all tensors, and the role of the part of the checkpoint that each is in.
+
+    Args:
+        value: what the pickle holds.
+        beside: name → value of what is in the file besides; never weights unless its name says so.
+        split: takes modules apart.
 
     Raises:
         Corrupt: `pickle.limits`, see `tensors.Collector`.
     """
-    collector = Collector()
-    marks: list[tuple[str, int, int]] = []
+    collector = Collector(split)
+    marks: list[_Mark] = []
     bare: dict[Any, Any] = {}
-    for key, part in _parts_of(value):
+    for key, part in itertools.chain(_parts_of(value), (beside or {}).items()):
         begin = len(collector.found)
-        collector.collect(key, part)
+        rest = collector.collect(key, part)
         if len(collector.found) > begin:
-            marks.append((key, begin, len(collector.found)))
+            is_module = isinstance(part, Opaque) and split(part) is not None
+            marks.append(_Mark(key, begin, rest, len(collector.found), is_module))
             bare = part if not key and isinstance(part, dict) else bare
-    table, problems = make_table(collector.names, collector.found)
+    table, problems = make_table(collector.names, collector.found, collector.parts)
     bare_weights = any(map(_has_sides, bare.values())) or isinstance(value, Opaque)
-    weights = _weight_keys({key for key, _, _ in marks}, bare_weights)
-    segments = (_segment(key, key in weights, table.part(begin, end)) for key, begin, end in marks)
-    return Tensors(table, tuple(segments), problems)
+    weights = _weight_keys(marks, bare_weights)
+    segments = itertools.chain.from_iterable(_segments(mark, mark.key in weights, table) for mark in marks)
+    return Tensors(table, tuple(segments), problems, _model_class(value, weights))
+
+
+def _model_class(value: Any, weights: set[str]) -> str | None:
+    """The class of the module that the checkpoint is, or whose tensors are its weights."""
+    if not isinstance(value, dict):
+        return modules.class_name(value)
+    holding = (modules.class_name(part) for key, part in value.items() if type(key) is str and key in weights)
+    return next((name for name in holding if name is not None), None)
 
 
 def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
@@ -135,10 +163,14 @@ def _is_plain_data(value: Any) -> bool:
     return True
 
 
-def _segment(key: str, is_weights: bool, table: TensorTable) -> Segment:
-    start = len(key) + 1 if key else 0
-    names = [name[start:] or name for name in table.names] if start else table.names
-    return Segment(key, "weights" if is_weights else _other_role(key), table, names)
+def _segments(mark: _Mark, is_weights: bool, table: TensorTable) -> Iterable[Segment]:
+    start = len(mark.key) + 1 if mark.key else 0
+    role = "weights" if is_weights else _other_role(mark.key)
+    for begin, end, its_role in ((mark.begin, mark.rest, role), (mark.rest, mark.end, "other")):
+        if begin < end:
+            part = table.part(begin, end)
+            names = [name[start:] or name for name in part.names] if start else part.names
+            yield Segment(mark.key, its_role, part, names)
 
 
 def weight_facts(segments: Iterable[Segment]) -> WeightFacts:
@@ -239,13 +271,18 @@ def metrics(top: dict[Any, Any], scalars: ScalarReader) -> dict[str, float]:
     return found
 
 
-def _weight_keys(keys: set[str], bare_weights: bool) -> set[str]:
-    """Which top-level keys hold the weights: the best known one, else all `…state_dict…`, else the bare tensors."""
+def _weight_keys(marks: list[_Mark], bare_weights: bool) -> set[str]:
+    """Which top-level keys hold the weights.
+
+    The best known one, else all `…state_dict…`, else all whole modules, else the bare tensors.
+    """
+    keys = {mark.key for mark in marks}
     known = next((key for key in WEIGHT_KEYS if key in keys), None)
     if known is not None:
         return {known}
     named = {key for key in keys if "state_dict" in key and _other_role(key) == "other" and "sched" not in key}
-    return named or ({""} if bare_weights else set())
+    whole = {mark.key for mark in marks if mark.is_module and mark.rest > mark.begin}
+    return named or (whole if "" not in whole else set()) or ({""} if bare_weights else set())
 
 
 def _has_sides(tensor: Any) -> bool:

@@ -134,6 +134,12 @@ class NestedTensor(StandIn):
     offsets: Unchecked
 
 
+class JaggedTensor(StandIn):
+    """`torch.nested._internal.nested_tensor._rebuild_njt`: a dictionary of values, offsets, lengths, …"""
+
+    parts: Unchecked
+
+
 class Parameter(StandIn):
     """`torch._utils._rebuild_parameter` and `_rebuild_parameter_with_state`."""
 
@@ -170,6 +176,7 @@ TENSOR_TYPES: frozenset[type] = frozenset(
         WrapperSubclass,
         SparseTensor,
         NestedTensor,
+        JaggedTensor,
         Parameter,
         FromType,
         DeviceTensor,
@@ -184,6 +191,8 @@ class Opaque:
 
     name: ClassVar[str] = ""
     """`module.name` as in the file."""
+    members: ClassVar["dict[str, type[Opaque]]"] = {}
+    """Classes inside this one that the file asked for, by qualified name; see `Attribute`."""
 
     args: tuple[Unchecked, ...]
     kwargs: dict[str, Unchecked]
@@ -200,38 +209,73 @@ class Opaque:
 
     def __call__(self, *args: Unchecked, **kwargs: Unchecked) -> "Opaque":
         """Whatever a call of the unknown object would give is unknown as well."""
+        note_strange()
         return _Result(self, *args, **kwargs)
 
     def __setstate__(self, state: Unchecked) -> None:
+        if self.name in _BUILDABLE:
+            note_build()
         self.state = state
 
     def __setitem__(self, key: Unchecked, value: Unchecked) -> None:
         self.items[key] = value
-
-    def append(self, value: Unchecked) -> None:
-        note_strange()
-        self.extra.append(value)
-
-    def extend(self, values: Unchecked) -> None:
-        if self.name in _BUILDABLE:
-            note_build()
-        self.extra.extend(values)
-
-    def add(self, value: Unchecked) -> None:
-        self.extra.append(value)
         if self.name != "collections.Counter":
             note_strange()
 
+    def append(self, value: Unchecked) -> None:
+        self.extra.append(value)
+        note_strange()
+
+    def extend(self, values: Unchecked) -> None:
+        self.extra.extend(values)
+        note_strange()
+
+    def add(self, value: Unchecked) -> None:
+        self.extra.append(value)
+
+
+class Attribute(Opaque):
+    """`getattr(class, name)`: how pickle's protocols 0 to 3 name a class inside a class, and some enums a member.
+
+    The outcome must be a class again: NEWOBJ makes objects of it.
+    """
+
+    __slots__ = ()
+    name = "builtins.getattr"
+
+    def __new__(cls, *args: Unchecked, **kwargs: Unchecked) -> Any:
+        """The class `owner.name`; for anything but a class and a name an object that remembers what was asked."""
+        if len(args) == 2 and isinstance(args[0], type) and issubclass(args[0], Opaque) and type(args[1]) is str:
+            found = _member_class(*args)
+            if found is not None:
+                return found
+        return super().__new__(cls, *args, **kwargs)
+
 
 class _Result(Opaque):
-        note_strange()
     """The outcome of calling an object that is itself a stand-in."""
 
     __slots__ = ()
-        note_strange()
     name = "(result of a call)"
 
 
-def opaque_class(qualified_name: str) -> type[Opaque]:
-    """A class for one name of one file: pickle's NEWOBJ demands a type, and each name must be told apart."""
-    return type("Opaque", (Opaque,), {"__slots__": (), "name": qualified_name})
+def opaque_class(qualified_name: str, members: dict[str, type[Opaque]] | None = None) -> type[Opaque]:
+    """A class for one name of one file: pickle's NEWOBJ demands a type, and each name must be told apart.
+
+    Args:
+        qualified_name: `module.name`.
+        members: the classes that were asked for below the same name of the file; none so far by default.
+    """
+    namespace = {"__slots__": (), "name": qualified_name, "members": {} if members is None else members}
+    return type("Opaque", (Opaque,), namespace)
+
+
+def _member_class(owner: type[Opaque], name: str) -> type[Opaque] | None:
+    """The class `owner.name`, the same at each call; None where a hostile file asks for many or long ones."""
+    if "members" not in owner.__dict__:  # not a name of this file
+        return None
+    qualified_name = f"{owner.name}.{name[:_MAX_MEMBER_NAME]}"
+    found = owner.members.get(qualified_name)
+    if found is None and len(owner.members) < _MAX_MEMBERS and len(qualified_name) <= _MAX_MEMBER_NAME:
+        found = owner.members[qualified_name] = opaque_class(qualified_name, owner.members)
+    return found

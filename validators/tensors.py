@@ -5,8 +5,8 @@ Columns and C-level loops (zip, map, set) instead of an object per tensor: 20,00
 
 import math
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Container, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any
 
@@ -15,20 +15,28 @@ import msgspec
 from . import standins
 from .dtypes import Dtype
 from .errors import Corrupt
+from .modules import Split, Splitter, split
 from .plain import clean, clip, key_text, numpy_dtype
 from .standins import Opaque, Storage, Tensor
 
 MAX_NODES = 10_000_000
 """Values in one checkpoint. 100,000 tensors with optimizer state make about 2 million."""
+MAX_REPEATS = 200_000
+"""Of these, values of modules met again under another name: doubled at each level, a few bytes name any number."""
 MAX_NAME = 4096
 MAX_RANK = 64
 """Dimensions of a tensor; c10/core, `kMaxDims`-style limits of torch's kernels are 64 and below."""
 MAX_BYTES = 2**62
+MAX_PARTS = 4
+"""Tensors that one consists of: compressed and plain indices, values, size of a sparse one."""
+MAX_LAYERS = 8
+"""Wrappers around one tensor: a parameter of a subclass of a tensor from a device; real ones are three."""
 
 SCALARS = frozenset((type(None), bool, int, float, complex, str, bytes, bytearray, Dtype, standins.Device, Storage))
 """Types that hold no tensor."""
-_TRANSPARENT = frozenset(("_parameters", "_buffers", "_modules"))
-"""Attributes of `torch.nn.Module` that `state_dict()` leaves out of the names."""
+
+_Frame = tuple[str, Iterator[tuple[Any, Any]], int, bool]
+"""Path, children still to come, identity of the module that they are of (0: of none), whether a tensor holds them."""
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
@@ -58,12 +66,15 @@ class TensorTable(msgspec.Struct):
     storage_bytes: list[int]
     """What the pickle says the storage has; 0 where there is none."""
     offsets: list[int]
-    """In elements."""
+    """In elements; in bytes where several of them share one."""
     grads: list[bool]
     hidden: list[bool]
     numels: list[int]
     extents: list[int]
-    """Elements from the view's first to behind its last, at least as many as it reaches over; 0 for empty ones."""
+    """From the view's first element to behind its last, at least as many as it reaches over; 0 for empty ones.
+
+    Counted like `offsets`.
+    """
     origins: list[int]
     """Which of the stand-ins each row is from: one may have hidden rows, or none at all."""
 
@@ -77,45 +88,95 @@ class TensorTable(msgspec.Struct):
 
 
 class Collector:
-    """Finds the tensors of one checkpoint, without recursion and within `MAX_NODES`; shared objects once."""
+    """Finds the tensors of one checkpoint, without recursion and within `MAX_NODES`.
 
-    def __init__(self) -> None:
+    Objects that are referred to twice are walked once; modules as often as `state_dict()` names what is in them.
+    """
+
+    def __init__(self, split: Splitter = split) -> None:
+        """Take what takes modules apart."""
         self.names: list[str] = []
         self.found: list[Any] = []
+        self.parts: set[int] = set()
+        """Positions in `found` of tensors that are inside another tensor: the attributes of a subclass."""
+        self._split = split
         self._seen: set[int] = set()
+        self._entered: set[int] = set()
+        """Modules that the walk is inside of."""
+        self._rest: deque[tuple[str, Iterator[tuple[Any, Any]]]] = deque()
+        self._listed: set[int] | None = None
         self._nodes = 0
+        self._repeats = 0
 
-    def collect(self, name: str, value: Any) -> None:
+    def collect(self, name: str, value: Any) -> int:
         """Add names and stand-ins of the tensors in `value`, which stands at `name`, in order.
+
+        Returns:
+            Where in `found` those begin that are attributes of modules outside of what `state_dict()` would hold.
 
         Raises:
             Corrupt: `pickle.limits`, there are too many values or the names are too long.
         """
-        names, found = self.names, self.found
-        stack: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter(((name, value),)))]
+        self._walk("", iter(((name, value),)))
+        begin = len(self.found)
+        while self._rest:
+            # Plain attributes repeat parameters (`torch.nn.RNN._flat_weights`); only what is not listed yet is news.
+            self._listed = set(map(id, self.found)) if self._listed is None else self._listed
+            self._walk(*self._rest.popleft())
+        self._listed = None
+        return begin
+
+    def _walk(self, prefix: str, children: Iterator[tuple[Any, Any]]) -> None:
+        names, found, listed = self.names, self.found, self._listed
+        stack: list[_Frame] = [(prefix, children, 0, False)]
         while stack:
-            prefix, children = stack[-1]
+            prefix, children, module, inside = stack[-1]
             for key, child in children:
                 kind = type(child)
                 if kind in SCALARS:
                     continue
-                if kind in standins.TENSOR_TYPES:
+                entered = 0
+                if kind in standins.TENSOR_TYPES and (kind is Tensor or not _is_foreign(child)):
+                    if listed is not None and id(child) in listed:
+                        continue
+                    if inside:
+                        self.parts.add(len(found))
                     names.append(_path(prefix, key))
                     found.append(child)
-                    inner = _attributes(child)
+                    inner = None if kind is Tensor or self._again(child) else _attributes(child)
+                elif isinstance(child, Opaque) and (apart := self._split(child)) is not None:
+                    entered = id(child)
+                    inner = self._enter(_path(prefix, key), child, apart)
                 else:
                     inner = self._open(child)
                 if inner is None:
                     continue
                 path = _path(prefix, key)
-                if isinstance(child, dict) and _is_all_tensors(child) and len(path) < MAX_NAME // 2:
+                short = len(path) < MAX_NAME // 2
+                if short and isinstance(child, dict) and listed is None and not inside and _is_all_tensors(child):
                     names += [f"{path}.{name}" for name in map(clean, child)] if path else map(clean, child)
                     found += child.values()
                     continue
-                stack.append((path, inner))
+                stack.append((path, inner, entered, inside or kind in standins.TENSOR_TYPES))
                 break
             else:
                 stack.pop()
+                self._entered.discard(module)
+
+    def _enter(self, path: str, module: Opaque, apart: Split) -> Iterator[tuple[Any, Any]] | None:
+        """The children of a module, also when it was met before under another name, but not inside itself."""
+        if id(module) in self._entered:
+            return None
+        kept = list(apart.kept)
+        self._count(1 + len(kept))
+        if self._again(module):
+            self._repeats += 1 + len(kept)
+            if self._repeats > MAX_REPEATS:
+                raise Corrupt("pickle.limits", f"modules that occur twice hold more than {MAX_REPEATS:,} values")
+        else:
+            self._rest.append((path, apart.rest))
+        self._entered.add(id(module))
+        return iter(kept)
 
     def _open(self, value: Any) -> Iterator[tuple[Any, Any]] | None:
         """The children of a container that was not yet seen and holds more than scalars."""
@@ -126,6 +187,9 @@ class Collector:
         elif isinstance(value, Opaque):
             self._count(1 + len(value.args))
             return None if self._again(value) else _object_children(value)
+        elif type(value) in standins.TENSOR_TYPES:
+            self._count(1)
+            return None if self._again(value) else _foreign_children(value)
         else:
             return None
         self._count(len(children))
@@ -147,8 +211,6 @@ class Collector:
 
 def _path(prefix: str, key: Any) -> str:
     if type(key) is str:
-        if key in _TRANSPARENT:
-            return prefix
         text = clean(key[: MAX_NAME + 1])
     else:
         text = key_text(key)
@@ -163,8 +225,14 @@ def _is_all_tensors(value: dict[Any, Any]) -> bool:
     return set(map(type, value.values())) == {Tensor} and set(map(type, value)) == {str} and max(map(len, value)) < 2000
 
 
-def make_table(names: list[str], found: list[Any]) -> tuple[TensorTable, list[Corrupt]]:
-    """Read and check what the stand-ins say. What cannot be a tensor becomes a problem, not a row."""
+def make_table(names: list[str], found: list[Any], parts: Container[int] = ()) -> tuple[TensorTable, list[Corrupt]]:
+    """Read and check what the stand-ins say. What cannot be a tensor becomes a problem, not a row.
+
+    Args:
+        names: of the tensors.
+        found: their stand-ins.
+        parts: positions of those that are part of another tensor; their rows are hidden.
+    """
     plain = _plain_table(names, found) if found and set(map(type, found)) == {Tensor} else None
     if plain is not None:
         return plain, []
@@ -177,9 +245,10 @@ def make_table(names: list[str], found: list[Any]) -> tuple[TensorTable, list[Co
         except Corrupt as problem:
             problems.append(problem)
         else:
-            rows += read
+            rows += [msgspec.structs.replace(row, hidden=True) for row in read] if index in parts else read
             origins += [index] * len(read)
     reached = [extent_of(row.shape, row.stride) for row in rows]
+    packing = [row.dtype.per_byte for row in rows]
     table = TensorTable(
         names=[row.name for row in rows],
         dtypes=[row.dtype for row in rows],
@@ -187,24 +256,31 @@ def make_table(names: list[str], found: list[Any]) -> tuple[TensorTable, list[Co
         strides=[row.stride for row in rows],
         keys=["" if row.storage is None else row.storage[2] for row in rows],
         storage_bytes=[0 if row.storage is None else row.storage[4] * row.storage[1].itemsize for row in rows],
-        offsets=[row.offset for row in rows],
+        offsets=[row.offset // packed for row, packed in zip(rows, packing, strict=True)],
         grads=[row.requires_grad is True for row in rows],
         hidden=[row.hidden for row in rows],
         numels=[numel for numel, _ in reached],
-        extents=[extent for _, extent in reached],
+        extents=[-(-extent // packed) for (_, extent), packed in zip(reached, packing, strict=True)],
         origins=origins,
     )
     return table, problems
 
 
-def read_tensor(name: str, tensor: Any) -> list[Row]:
+def read_tensor(name: str, tensor: Any, depth: int = 0) -> list[Row]:
     """One stand-in → its row, followed by hidden rows for what it consists of.
+
+    Args:
+        name: of the tensor.
+        tensor: its stand-in.
+        depth: how many tensors this one is a part of.
 
     Raises:
         Corrupt: `tensor.out_of_bounds` or `pickle.malformed`, the arguments describe no tensor.
     """
+    if depth > MAX_LAYERS // 2:
+        raise Corrupt("pickle.malformed", f"tensor {clip(name)} consists of tensors of tensors without end")
     grad = False
-    for _ in range(8):  # a parameter of a subclass of a device tensor of …: real ones nest three deep
+    for _ in range(MAX_LAYERS):
         kind = type(tensor)
         if kind is standins.Parameter:
             grad, tensor = grad or tensor.requires_grad is True, tensor.data
@@ -212,11 +288,9 @@ def read_tensor(name: str, tensor: Any) -> list[Row]:
             tensor = _call(name, tensor)
         elif kind is standins.DeviceTensor and type(tensor.data) in standins.TENSOR_TYPES:
             grad, tensor = grad or tensor.requires_grad is True, tensor.data
-        elif kind is standins.NestedTensor:
-            tensor = tensor.buffer
         else:
             break
-    rows = list(_rows(name, tensor, grad))
+    rows = list(_rows(name, tensor, grad, depth + 1))
     for row in rows:
         _check_row(row)
     return rows
@@ -296,12 +370,13 @@ def _is_view(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return math.prod(shape) < MAX_BYTES // 16
 
 
-def _rows(name: str, tensor: Any, grad: bool) -> Iterable[Row]:
+def _rows(name: str, tensor: Any, grad: bool, depth: int) -> Iterable[Row]:
     match tensor:
-        case standins.Tensor() | standins.QuantizedTensor():
-            storage = tensor.storage
-            dtype = storage[1] if type(storage) is Storage and len(storage) == 5 else None
-            yield _row(name, dtype, storage, tensor, grad)
+        case standins.Tensor():
+            yield _row(name, _dtype_of(tensor.storage), tensor.storage, tensor, grad)
+        case standins.QuantizedTensor():
+            yield _row(name, _dtype_of(tensor.storage), tensor.storage, tensor, grad)
+            yield from _hidden(name, tensor.quantizer, depth)
         case standins.TensorV3():
             yield _row(name, tensor.dtype, tensor.storage, tensor, grad)
         case standins.MetaTensor() | standins.WrapperSubclass():
@@ -309,11 +384,36 @@ def _rows(name: str, tensor: Any, grad: bool) -> Iterable[Row]:
             stride = tensor.stride if type(tensor.stride) is tuple else contiguous_stride(shape)
             yield Row(name, tensor.dtype, None, 0, shape, stride, grad or tensor.requires_grad is True)
         case standins.SparseTensor():
-            yield from _sparse_rows(name, tensor, grad)
+            yield from _sparse_rows(name, tensor, grad, depth)
+        case standins.NestedTensor():
+            # Its tensors lie in one buffer, and their shapes in tensors of their own: torch has no shape for it either.
+            yield from _main(name, tensor.buffer, grad, depth)
+            yield from _hidden(name, (tensor.sizes, tensor.strides, tensor.offsets), depth)
+        case standins.JaggedTensor():
+            parts = tensor.parts if isinstance(tensor.parts, dict) else {}
+            yield from _main(name, parts.get("values"), grad or parts.get("requires_grad") is True, depth)
         case standins.DeviceTensor():
             yield _array_row(name, tensor, grad)
         case _:
             raise Corrupt("pickle.malformed", f"tensor {clip(name)} is built from something that is no tensor")
+
+
+def _main(name: str, tensor: Any, grad: bool, depth: int) -> Iterable[Row]:
+    """The rows of what holds a tensor's data."""
+    rows = read_tensor(name, tensor, depth)
+    yield msgspec.structs.replace(rows[0], requires_grad=grad or rows[0].requires_grad is True)
+    yield from rows[1:]
+
+
+def _hidden(name: str, parts: Any, depth: int) -> Iterable[Row]:
+    for part in parts[:MAX_PARTS] if type(parts) is tuple else ():
+        if type(part) in standins.TENSOR_TYPES:
+            for row in read_tensor(name, part, depth):
+                yield msgspec.structs.replace(row, hidden=True)
+
+
+def _dtype_of(storage: Any) -> Any:
+    return storage[1] if type(storage) is Storage and len(storage) == 5 else None
 
 
 def _row(name: str, dtype: Any, storage: Any, tensor: Any, grad: bool) -> Row:
@@ -322,13 +422,13 @@ def _row(name: str, dtype: Any, storage: Any, tensor: Any, grad: bool) -> Row:
     )
 
 
-def _sparse_rows(name: str, tensor: standins.SparseTensor, grad: bool) -> Iterable[Row]:
-    data = tensor.data if type(tensor.data) is tuple else ()
+def _sparse_rows(name: str, tensor: standins.SparseTensor, grad: bool, depth: int) -> Iterable[Row]:
+    data = tensor.data[:MAX_PARTS] if type(tensor.data) is tuple else ()
     parts = [part for part in data if type(part) in standins.TENSOR_TYPES]
     sizes = [part for part in data if type(part) in (tuple, list)]
     if len(parts) < 2 or not sizes:
         raise Corrupt("pickle.malformed", f"sparse tensor {clip(name)} lacks indices, values or size")
-    inner = [row for part in parts for row in _rows(name, part, False)]
+    inner = [read_tensor(name, part, depth)[0] for part in parts]
     yield Row(
         name, inner[-1].dtype, None, 0, _size(sizes[0]), contiguous_stride(_checked_ints(name, _size(sizes[0]))), grad
     )
@@ -387,13 +487,45 @@ def _call(name: str, built: standins.FromType) -> Any:
     return built.func
 
 
+def _layers(tensor: Any) -> Iterator[Any]:
+    """A stand-in, and from the outside in what it wraps."""
+    for _ in range(MAX_LAYERS):
+        yield tensor
+        kind = type(tensor)
+        if kind is standins.DeviceTensor and type(tensor.data) not in standins.TENSOR_TYPES:
+            return
+        if kind is not standins.Parameter and kind is not standins.DeviceTensor:
+            return
+        tensor = tensor.data
+
+
+def _is_foreign(tensor: Any) -> bool:
+    """Whether the file rebuilds a tensor by a function that nobody knows: an object like others, then."""
+    *_, inner = _layers(tensor)
+    if type(inner) is standins.FromType:
+        return isinstance(inner.func, type) and issubclass(inner.func, Opaque)
+    return isinstance(inner, Opaque) and type(tensor) is standins.Parameter
+
+
+def _foreign_children(tensor: Any) -> Iterator[tuple[Any, Any]]:
+    *_, inner = _layers(tensor)
+    if type(inner) is standins.FromType:
+        yield from enumerate(inner.args if type(inner.args) is tuple else ())
+    elif isinstance(inner, Opaque):
+        yield from _object_children(inner)
+    yield from _attributes(tensor) or ()
+
+
 def _attributes(tensor: Any) -> Iterator[tuple[Any, Any]] | None:
-    """Where tensor subclasses keep inner tensors: their state."""
-    if type(tensor) in (standins.FromType, standins.Parameter) and type(tensor.state) in (dict, tuple):
-        state = tensor.state
-        states = (state,) if type(state) is dict else state[:2]
-        return chain.from_iterable(list(part.items()) for part in states if type(part) is dict)
-    return None
+    """Where tensor subclasses keep inner tensors: their state. None where there can be none."""
+    found: list[tuple[Any, Any]] = []
+    for layer in _layers(tensor):
+        if type(layer) in (standins.FromType, standins.Parameter):
+            states = layer.state[:2] if type(layer.state) is tuple else (layer.state,)
+            found += chain.from_iterable(part.items() for part in states if isinstance(part, dict))
+        if type(layer) is standins.FromType and layer.func is standins.JaggedTensor and type(layer.args) is tuple:
+            found += chain.from_iterable(part.items() for part in layer.args if isinstance(part, dict))
+    return iter(found) if found else None
 
 
 def _object_children(value: Opaque) -> Iterator[tuple[Any, Any]]:

@@ -161,6 +161,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): standins.InertDict,
     # tuple is immutable, class and instance alike: nothing can be set on it.
     ("torch", "Size"): tuple,
+    ("builtins", "getattr"): standins.Attribute,
     ("torch", "device"): standins.Device,
     ("torch", "UntypedStorage"): UINT8,
     ("torch.storage", "UntypedStorage"): UINT8,
@@ -172,6 +173,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_wrapper_subclass"): standins.WrapperSubclass,
     ("torch._utils", "_rebuild_sparse_tensor"): standins.SparseTensor,
     ("torch._utils", "_rebuild_nested_tensor"): standins.NestedTensor,
+    ("torch.nested._internal.nested_tensor", "_rebuild_njt"): standins.JaggedTensor,
     ("torch._utils", "_rebuild_parameter"): standins.Parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): standins.Parameter,
     ("torch._utils", "_rebuild_device_tensor_from_numpy"): standins.DeviceTensor,

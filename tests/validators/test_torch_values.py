@@ -152,7 +152,8 @@ def test_a_whole_pickled_module_has_the_names_of_its_state_dict(tmp_path: Path) 
     assert [info.name for info in inspection.tensors] == list(model.state_dict())
     assert inspection.n_parameters == sum(tensor.numel() for tensor in model.state_dict().values())
     assert inspection.safety is Safety.UNKNOWN
-    assert codes(inspection) == {"pickle.unknown_name"}
+    assert codes(inspection) == {"pickle.unknown_name", "pickle.whole_module"}
+    assert inspection.model_class == "torch.nn.modules.container.Sequential"
     assert "torch.nn.modules.linear.Linear" in inspection.unsafe_globals
 
 
