@@ -58,6 +58,11 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         _E,
         "the bytes changed while size and time did not: check the disk, restore the file from a copy",
     ),
+    "archive.holes": (
+        _I,
+        "expected where a tool saved space on zeros (cp --sparse=always, rsync -S); after a crash or a full disk, "
+        "compare with a copy",
+    ),
     "format.unknown": (_E, "not a format that ckptd knows; if it is a checkpoint, save it with torch.save"),
     "format.unsupported": (
         _E,
@@ -87,14 +92,14 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         _E,
         "data follows the end of the pickle, where no reader looks: do not load it; save it again",
     ),
+    "pickle.unread_record": (
+        _I,
+        "nothing was proved about them: do not open them with another reader than torch.load",
+    ),
     "pickle.limits": (
         _E,
         "parsing was stopped at a limit of memory, time or size; no real checkpoint needs as much. "
         "If yours does, raise worker_memory_mb or worker_timeout_s",
-    ),
-    "pickle.unread_record": (
-        _I,
-        "nothing was proved about them: do not open them with another reader than torch.load",
     ),
     "tensor.missing_storage": (_E, f"a tensor's data is not in the archive: {_REWRITE}"),
     "tensor.out_of_bounds": (_E, f"a tensor reaches beyond its data: {_REWRITE}"),

@@ -5,24 +5,27 @@ import gc
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import msgspec
 
 from . import facts, fingerprint
 from .assembly import describe_tensors, describe_value
 from .checks import safety, weights_only
-from .checks.checksum import digest_file, mismatch_message, mismatches, verify_archive
-from .checks.structure import limited
+from .checks.checksum import mismatch_message
+from .directories import inspect_members
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import Finding, finding
 from .formats import safetensors, torch_legacy, torch_zip
+from .formats.sharded import Part
 from .formats.sniff import HEAD_BYTES, sniff
-from .inspection import Format, Inspection, Level, Safety, Seal
+from .inspection import FileIdentity, Format, Inspection, Level, Safety, Seal
+from .levels import Located, check_available, verify_archive_contents, verify_plain
 from .plain import clip, to_plain
-from .reader import FileReader
-from .storages import ArchiveStorages, RangeStorages
-from .tensors import TensorTable, make_table
+from .reader import FileReader, Reading
+from .storages import ArchiveStorages, RangeStorages, Storages
+from .tensors import make_table
 from .unpickle import InertPickle, load_inert, names_behind
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
@@ -40,14 +43,14 @@ def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCT
 
     Args:
         path: a regular file, or a link to one.
-        level: how much to verify; `structure` or `checksum` so far.
+        level: how much to verify: `structure`, `checksum` or `weights`.
 
     Raises:
         Unreadable: the file cannot be opened or read, or is no regular file.
         Changed: the file was modified during each of three attempts.
-        ValueError: `level` is not available.
+        ValueError: `level` is not available: `none`, or `weights` without torch (`TorchMissing`).
     """
-    _check_level(level)
+    check_available(level)
     for attempt in itertools.count(1):
         fd = _open(path)
         try:
@@ -60,30 +63,60 @@ def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCT
     raise AssertionError("unreachable")
 
 
-def inspect_opened(fd: int, checkpoint_path: str, level: Level = Level.STRUCTURE) -> Inspection:
+def inspect_opened(
+    fd: int, checkpoint_path: str, level: Level = Level.STRUCTURE, reading: Reading | None = None
+) -> Inspection:
     """Inspect an opened file. Whatever it contains becomes findings, never an exception.
 
     Args:
         fd: opened for reading; the caller closes it. Its position is neither used nor changed.
         checkpoint_path: for people; never opened.
-        level: how much to verify; `structure` or `checksum` so far.
+        level: how much to verify: `structure`, `checksum` or `weights`.
+        reading: how fast, and past the page cache or not; by default as fast as it goes.
 
     Raises:
         Changed: the file was modified meanwhile; look again.
         Unreadable: the system refused to read, or it is no regular file.
-        ValueError: `level` is not available.
+        ValueError: `level` is not available: `none`, or `weights` without torch (`TorchMissing`).
     """
-    _check_level(level)
-    reader = FileReader(fd)
+    check_available(level)
+    reader = FileReader(fd, reading)
     with _no_garbage_collection():
         inspection = _inspect(reader, checkpoint_path, level)
     reader.check_unchanged()
     return inspection
 
 
-def _check_level(level: Level) -> None:
-    if level not in (Level.STRUCTURE, Level.CHECKSUM):
-        raise ValueError(f"level {str(level)!r} is not available yet; use 'structure' or 'checksum'")
+def inspect_directory(
+    parts: Sequence[Part],
+    directory: FileIdentity,
+    checkpoint_path: str,
+    level: Level = Level.STRUCTURE,
+    reading: Reading | None = None,
+) -> Inspection:
+    """Inspect a checkpoint that is a directory. Whatever its files contain becomes findings, never an exception.
+
+    Args:
+        parts: all its files, down to `sharded.DEPTH`; the caller opened them, or some of them, and closes them.
+        directory: identity of the directory itself.
+        checkpoint_path: of the directory; its last part has a say in what the directory is. Never opened.
+        level: how much to verify: `structure`, `checksum` or `weights`.
+        reading: how fast, and past the page cache or not; by default as fast as it goes.
+
+    Raises:
+        Changed: a file was modified since its identity was taken; look again.
+        Unreadable: the system refused to read.
+        ValueError: `level` is not available: `none`, or `weights` without torch (`TorchMissing`).
+    """
+    check_available(level)
+    readers = {part.name: FileReader(part.fd, reading) for part in parts if part.fd is not None}
+    if any(part.name in readers and readers[part.name].identity != part.identity for part in parts):
+        raise Changed(f"a file of {checkpoint_path} was modified since it was opened")
+    with _no_garbage_collection():
+        inspection = inspect_members(parts, readers, directory, checkpoint_path, level, _inspect)
+    for reader in readers.values():
+        reader.check_unchanged()
+    return inspection
 
 
 def _open(path: str | os.PathLike[str]) -> int:
@@ -129,50 +162,53 @@ def _inspect_plain(
     source: torch_zip.Source,
     blank: Inspection,
     level: Level,
-    inspect: Callable[[torch_zip.Source, Inspection], Inspection],
+    inspect: Callable[[torch_zip.Source, Inspection], tuple[Inspection, Located | None]],
 ) -> Inspection:
     """Inspect a format that states its exact length, but no checksums."""
     try:
-        inspection = inspect(source, msgspec.structs.replace(blank, seal=Seal.SEALED))
+        inspection, located = inspect(source, msgspec.structs.replace(blank, seal=Seal.SEALED))
     except Incomplete as error:
         return msgspec.structs.replace(blank, seal=Seal.OPEN, findings=(finding("archive.incomplete", error.message),))
     except Corrupt as error:
         return msgspec.structs.replace(blank, findings=(finding(error.code, error.message),))
     if level is Level.STRUCTURE or inspection.seal is not Seal.SEALED:
         return inspection
-    unverifiable = finding("archive.unverifiable", "files of this format carry no checksums")
-    return msgspec.structs.replace(
-        inspection, digest=digest_file(source), findings=(*inspection.findings, unverifiable)
-    )
+    return verify_plain(source, inspection, located, level)
 
 
-def _inspect_safetensors(source: torch_zip.Source, sealed: Inspection) -> Inspection:
+def _inspect_safetensors(source: torch_zip.Source, sealed: Inspection) -> tuple[Inspection, Located]:
     contents = safetensors.read_contents(source)
     names = contents.names
     table, problems = make_table(names, contents.tensors)
     tensors = facts.Tensors(table, (facts.Segment("", "weights", table, names),) if names else (), problems)
-    described = describe_tensors(tensors, {}, RangeStorages(source, contents.ranges), sealed)
-    return msgspec.structs.replace(
-        described,
+    storages = RangeStorages(source, contents.ranges)
+    described = msgspec.structs.replace(
+        describe_tensors(tensors, {}, storages, sealed),
         hyper_parameters=to_plain(contents.metadata) if contents.metadata else None,
         archive_id=fingerprint.sampled_id(source, contents.header_end),
     )
+    return described, Located(table, storages)
 
 
-def _inspect_legacy(source: torch_zip.Source, sealed: Inspection) -> Inspection:
+def _inspect_legacy(source: torch_zip.Source, sealed: Inspection) -> tuple[Inspection, Located | None]:
     contents = torch_legacy.read_contents(source)
     proved = contents.failure is None
     judgement = safety.judge(contents.globals, proved, lambda: proved and _accepts_legacy(source, contents))
     findings = list(judgement.findings)
     if contents.failure is not None:
         findings.append(finding(contents.failure.code, contents.failure.message))
-        return judgement.of(msgspec.structs.replace(sealed, seal=Seal.NONE, findings=tuple(findings)))
+        return judgement.of(msgspec.structs.replace(sealed, seal=Seal.NONE, findings=tuple(findings))), None
     judged = msgspec.structs.replace(
         judgement.of(sealed),
         archive_id=fingerprint.sampled_id(source, contents.pickles_end),
         findings=tuple(findings),
     )
-    return describe_value(contents.value, RangeStorages(source, contents.ranges), judged)[0]
+    return _described(contents.value, RangeStorages(source, contents.ranges), judged)
+
+
+def _described(value: Any, storages: Storages, judged: Inspection) -> tuple[Inspection, Located | None]:
+    inspection, table = describe_value(value, storages, judged)
+    return inspection, None if table is None else Located(table, storages)
 
 
 def _accepts_legacy(source: torch_zip.Source, contents: torch_legacy.Contents) -> bool:
@@ -192,24 +228,11 @@ def _inspect_zip(source: torch_zip.Source, blank: Inspection, level: Level) -> I
         archive = torch_zip.read_archive(source, directory)
     except Corrupt as error:
         return msgspec.structs.replace(sealed, findings=(finding(error.code, error.message),))
-    inspection, table = _inspect_archive(archive, sealed)
-    return inspection if level is Level.STRUCTURE else _with_checksums(archive, inspection, table)
+    inspection, located = _inspect_archive(archive, sealed)
+    return inspection if level is Level.STRUCTURE else verify_archive_contents(archive, inspection, located, level)
 
 
-def _with_checksums(archive: torch_zip.Archive, inspection: Inspection, table: TensorTable | None) -> Inspection:
-    """`inspection` with what reading every byte showed; its level rises only where there are checksums to read by."""
-    verification = verify_archive(archive)
-    found = limited(mismatches(archive, verification, table))
-    return msgspec.structs.replace(
-        inspection,
-        level=Level.CHECKSUM if archive.has_checksums else inspection.level,
-        digest=verification.digest,
-        # data.pkl is checked before it is parsed: its finding is there already.
-        findings=(*inspection.findings, *(problem for problem in found if problem not in inspection.findings)),
-    )
-
-
-def _inspect_archive(archive: torch_zip.Archive, sealed: Inspection) -> tuple[Inspection, TensorTable | None]:
+def _inspect_archive(archive: torch_zip.Archive, sealed: Inspection) -> tuple[Inspection, Located | None]:
     """What an archive holds, and its tensors where they are known."""
     try:
         return _inspect_records(archive, sealed)
@@ -217,7 +240,7 @@ def _inspect_archive(archive: torch_zip.Archive, sealed: Inspection) -> tuple[In
         return msgspec.structs.replace(sealed, findings=(finding(error.code, error.message),)), None
 
 
-def _inspect_records(archive: torch_zip.Archive, sealed: Inspection) -> tuple[Inspection, TensorTable | None]:
+def _inspect_records(archive: torch_zip.Archive, sealed: Inspection) -> tuple[Inspection, Located | None]:
     if archive.find("constants.pkl") is not None:
         found = (finding("format.unsupported", "the file is a TorchScript program, as torch.jit.save writes"),)
         return msgspec.structs.replace(sealed, format=Format.TORCHSCRIPT, findings=found), None
@@ -237,9 +260,7 @@ def _inspect_records(archive: torch_zip.Archive, sealed: Inspection) -> tuple[In
         archive_id=fingerprint.archive_id(archive, pickle),
         findings=tuple(findings),
     )
-    return (
-        (judged, None) if inert.failure is not None else describe_value(inert.value, ArchiveStorages(archive), judged)
-    )
+    return (judged, None) if inert.failure is not None else _described(inert.value, ArchiveStorages(archive), judged)
 
 
 def _judge_pickle(pickle: bytes, inert: InertPickle) -> tuple[safety.Judgement, list[Finding]]:
@@ -249,8 +270,8 @@ def _judge_pickle(pickle: bytes, inert: InertPickle) -> tuple[safety.Judgement, 
         judgement = safety.judge(inert.globals, proved=False, accepted=None if stopped else False)
         return judgement, [*judgement.findings, finding(inert.failure.code, inert.failure.message)]
     proved = inert.consumed == len(pickle)
-    names = inert.globals if proved else (*inert.globals, *names_behind(pickle[inert.consumed :]))
-    judgement = safety.judge(names, proved, lambda: weights_only.accepts(pickle, inert.tally))
+    behind = () if proved else names_behind(pickle[inert.consumed :])
+    judgement = safety.judge(inert.globals, proved, lambda: weights_only.accepts(pickle, inert.tally), behind)
     if proved:
         return judgement, judgement.findings
     message = f"{len(pickle) - inert.consumed:,} bytes follow the end of the pickle in data.pkl"

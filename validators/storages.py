@@ -1,10 +1,20 @@
 """Where the data of tensors lies in a file: the one view that checks and facts have of every format."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from .formats.torch_zip import Archive, Source
+from .formats.torch_zip import STORED, Archive, Source
 from .plain import clip
+
+
+class Place(NamedTuple):
+    """Where the bytes of one storage are to be found."""
+
+    record: int | None
+    """None: in the file itself. Else the compressed record of an archive that expands to it."""
+    begin: int
+    """In the file, or in what the record expands to."""
+    size: int
 
 
 class Storages(Protocol):
@@ -22,6 +32,9 @@ class Storages(Protocol):
 
     def read_part(self, key: str, start: int, size: int) -> bytes:
         """`size` bytes at `start` of one storage; none where they are not to be had."""
+
+    def places(self, keys: Sequence[str]) -> list[Place | None]:
+        """Where each storage lies; None where there is none of that key."""
 
     def label(self, key: str) -> str:
         """What to call a storage to people."""
@@ -54,6 +67,17 @@ class ArchiveStorages:
         index = self._archive.find(f"data/{key}")
         return b"" if index is None else self._archive.read_part(index, start, size)
 
+    def places(self, keys: Sequence[str]) -> list[Place | None]:
+        archive = self._archive
+        return [
+            None
+            if i is None
+            else Place(None, archive.offsets[i], archive.sizes[i])
+            if archive.methods[i] == STORED
+            else Place(i, 0, archive.sizes[i])
+            for i in self._indices(keys)
+        ]
+
     def label(self, key: str) -> str:
         return f"record data/{clip(key)}"
 
@@ -82,6 +106,10 @@ class RangeStorages:
     def read_part(self, key: str, start: int, size: int) -> bytes:
         begin, whole = self._ranges.get(key, (0, 0))
         return b"" if start < 0 or start + size > whole else self._source.read(begin + start, size)
+
+    def places(self, keys: Sequence[str]) -> list[Place | None]:
+        found = map(self._ranges.get, keys)
+        return [None if there is None else Place(None, *there) for there in found]
 
     def label(self, key: str) -> str:
         return f"storage {clip(key)}"

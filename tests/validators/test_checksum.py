@@ -1,17 +1,15 @@
 """Level `checksum`: an altered byte in any record is found and named, and nothing is claimed that was not verified."""
 
-import hashlib
 import io
-import subprocess
-import sys
 import zipfile
 import zlib
 from pathlib import Path
 
+import blake3
 import pytest
 import torch
 
-from ckptd.validators import Inspection, Level, Seal, inspect_checkpoint
+from ckptd.validators import Inspection, Level, Seal, inspect_checkpoint, reader
 from ckptd.validators.checks import checksum
 from tests.validators.checkpoint_files import codes, saved, small_checkpoint, state_dict
 
@@ -44,7 +42,7 @@ def test_a_sound_file_is_verified_and_digested_whole(tmp_path: Path) -> None:
     inspection = _verified(tmp_path, data)
     assert inspection.is_valid
     assert inspection.level is Level.CHECKSUM
-    assert inspection.digest == f"blake2b:{hashlib.blake2b(data, digest_size=32).hexdigest()}"
+    assert inspection.digest == f"blake3:{blake3.blake3(data).hexdigest()}"
     plain = inspect_checkpoint(tmp_path / "bytes.ckpt")
     assert (plain.level, plain.digest, plain.tensors) == (Level.STRUCTURE, None, inspection.tensors)
 
@@ -89,7 +87,7 @@ def test_swapped_and_zeroed_pages_in_a_large_record_are_found(tmp_path: Path) ->
     records = _records(data)
     assert _verified(tmp_path, data).is_valid
     begin, size = records["archive/data/0"]
-    assert size > 2 * checksum.LARGE_PIECE_BYTES
+    assert size > 8 * reader.PIECE_BYTES
     a, b = begin + 4096, begin + size - 8192
     swapped = data[:a] + data[b : b + 4096] + data[a + 4096 : b] + data[a : a + 4096] + data[b + 4096 :]
     assert len(swapped) == len(data)
@@ -97,7 +95,7 @@ def test_swapped_and_zeroed_pages_in_a_large_record_are_found(tmp_path: Path) ->
     begin, size = records["archive/data/1"]
     zeroed = data[:begin] + bytes(4096) + data[begin + 4096 :]
     assert "state_dict.v" in (_verified(tmp_path, zeroed).error_message or "")
-    for border in range(0, len(data), checksum.PIECE_BYTES):
+    for border in range(0, len(data), reader.PIECE_BYTES):
         touched = [name for name, (at, n) in records.items() if at <= border < at + n]
         assert codes(_verified(tmp_path, _flipped(data, border))) == {"archive.checksum_mismatch"} or not touched
 
@@ -153,17 +151,11 @@ def test_the_name_of_the_level_stays_when_the_file_is_not_whole(tmp_path: Path) 
     assert inspection.digest is None
 
 
-def test_the_fast_checksum_agrees_with_zlib_and_is_optional() -> None:
+def test_the_fast_checksum_agrees_with_zlib() -> None:
     data = bytes(range(256)) * 5000
     assert checksum.crc32(memoryview(data)[3:], 7) == zlib.crc32(data[3:], 7)
-    without = "import sys, zlib; sys.modules['isal'] = None; from ckptd.validators.checks import checksum; "
-    done = subprocess.run(
-        [sys.executable, "-c", without + "assert checksum.crc32 is zlib.crc32"], capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("level", [Level.NONE, Level.WEIGHTS])
-def test_other_levels_are_refused(level: Level, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not available"):
-        inspect_checkpoint(tmp_path / "any.ckpt", level)
+def test_nothing_is_inspected_at_level_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="inspects nothing"):
+        inspect_checkpoint(tmp_path / "any.ckpt", Level.NONE)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptd.validators import Changed, Level, Safety, Seal, Unreadable, inspect_checkpoint, inspect_opened
+from ckptd.validators import Changed, Safety, Seal, Unreadable, inspect_checkpoint, inspect_opened
 from tests.validators.checkpoint_files import codes, inspect_bytes, saved, small_checkpoint, state_dict
 from tests.validators.hostile import checkpoint_around, state_dict_of, tensor_opcodes
 
@@ -279,11 +279,6 @@ def test_what_is_no_regular_file_is_unreadable_and_never_waited_for(tmp_path: Pa
     for path in (fifo, tmp_path, tmp_path / "missing.ckpt"):
         with pytest.raises(Unreadable):
             inspect_checkpoint(path)
-
-
-def test_levels_that_are_not_there_yet_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'weights' is not available"):
-        inspect_checkpoint(tmp_path / "any.ckpt", Level.WEIGHTS)
 
 
 def test_the_reading_of_a_large_file_stays_below_one_percent(tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ class Source:
         self.size = reader.size
         self.whole = reader.read_exactly(0, reader.size) if reader.size <= WHOLE_FILE_BYTES else None
 
+    @property
+    def piece_bytes(self) -> int:
+        """How much to ask of `read_into` at once."""
+        return self._reader.piece_bytes
+
     def read(self, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`.
 
@@ -129,6 +134,21 @@ class Source:
         if self.whole is not None:
             return [self.whole[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
         return self._reader.read_each(offsets, sizes)
+
+    def read_into(self, offset: int, buffer: memoryview, size: int) -> memoryview:
+        """`size` bytes from `offset`, in `buffer` unless they are in memory already; see `FileReader.read_into`.
+
+        Raises:
+            Changed: the file has become shorter.
+        """
+        if self.whole is not None:
+            return memoryview(self.whole)[offset : offset + size]
+        self._reader.read_into(offset, buffer, size)
+        return buffer[:size]
+
+    def holes(self) -> list[tuple[int, int]]:
+        """Where nothing was ever written, in order, as begin and end; see `FileReader.holes`."""
+        return self._reader.holes(0, self.size)
 
 
 class Directory(msgspec.Struct, frozen=True):
