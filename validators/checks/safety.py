@@ -33,7 +33,8 @@ ALLOWED: frozenset[str] = frozenset(
     TORCH_ALLOWED
     | {f"torch.{name}" for name in DTYPES}
     | {f"torch.cuda.{name}" for name in STORAGE_DTYPES}
-    | _names("torch", "UntypedStorage Generator cuda.sparse.BoolTensor sparse.BoolTensor")
+    | _names("torch", "UntypedStorage Generator _C.Generator cuda.sparse.BoolTensor sparse.BoolTensor")
+    | _names("torch._dynamo.decorators", "_DimRange")
     # plain containers and numbers: constructors that call nothing but each other
     | _names("collections", "defaultdict deque")
     | _names("builtins", "frozenset list tuple dict int float str bool bytes slice range object")
@@ -49,6 +50,8 @@ ALLOWED: frozenset[str] = frozenset(
     | _names("numpy", "dtype ndarray")
     | _names("numpy.core.multiarray", "scalar _reconstruct")
     | _names("numpy._core.multiarray", "scalar _reconstruct")
+    | _names("numpy.core.numeric", "_frombuffer")
+    | _names("numpy._core.numeric", "_frombuffer")
 )
 
 _DANGEROUS_MODULES = _words(
@@ -104,7 +107,12 @@ class Judgement(msgspec.Struct, frozen=True):
         )
 
 
-def judge(names: Iterable[str], proved: bool, accepted: Callable[[], bool | None] | bool | None = None) -> Judgement:
+def judge(
+    names: Iterable[str],
+    proved: bool,
+    accepted: Callable[[], bool | None] | bool | None = None,
+    unread: Iterable[str] = (),
+) -> Judgement:
     """The verdict on all names that the pickles of one file asked for.
 
     Args:
@@ -112,9 +120,10 @@ def judge(names: Iterable[str], proved: bool, accepted: Callable[[], bool | None
         proved: the pickles were parsed to their end and nothing follows them; otherwise nothing is ever called safe.
         accepted: whether `torch.load(weights_only=True)` takes what is not names (`weights_only.accepts`); False where
             it refuses the whole format, None where nobody can say. Called only if the names leave it open.
+        unread: names in parts of the file that torch.load does not look at; others may.
     """
     distinct = list(dict.fromkeys(names))
-    outside = [name for name in distinct if name not in ALLOWED]
+    outside = [name for name in dict.fromkeys((*distinct, *unread)) if name not in ALLOWED]
     dangerous = [name for name in outside if is_dangerous(name)]
     unknown = [name for name in outside if name not in set(dangerous)]
     findings: list[Finding] = []

@@ -48,22 +48,35 @@ TORCH_ALLOWED: frozenset[str] = frozenset(
 )
 """What torch 2.13 lets a pickle name under `weights_only=True`, after `import torch` alone."""
 
-_INLINE = 64
-"""Texts shorter than this are skipped by the expression itself, one alternative for each length."""
+_INLINE, _SHORT = 64, 21
+"""Texts shorter than this are skipped by the expression itself: names of tensors; keys and locations of storages."""
+
+
+def _text(limit: int) -> bytes:
+    """BINUNICODE of fewer than `limit` bytes: an expression cannot count, so that each length is an alternative."""
+    return rb"X(?:" + b"|".join(re.escape(bytes([n])) + rb"\0\0\0.{%d}" % n for n in range(limit)) + rb")"
 
 
 def _expression() -> re.Pattern[bytes]:
-    lengths = b"|".join(re.escape(bytes([n])) + rb"\0\0\0.{%d}" % n for n in range(_INLINE))
-    text = rb"X(?:" + lengths + rb")"
-    get, put, number = rb"(?:h.|j....)", rb"(?:r....|q.)", rb"(?:K.|M..|J....)"
-    one_argument_less = rb"[RaesutNQ()\]}\x85-\x89\x8f]++"
-    shape = rb"(?:" + number + rb"\x85|" + number * 2 + rb"\x86|" + number * 3 + rb"\x87|\(" + number + rb"{4,8}+t|\))"
+    get, put = rb"(?:h.|j....)", rb"(?:r....|q.)?+"
+    number = rb"(?:K.|M..|J....|\x8a(?:\x04.{4}|\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8}))"
+    name = rb"c[^\n]*+\n[^\n]*+\n"
+    # ("storage", class, key, location, elements), in legacy files also a view; nothing else may be a persistent id
+    mark = rb"\((?:" + get + rb"|X\x07\0\0\0storage" + put + rb")"
+    storage_class = rb"(?:" + get + rb"|" + name + put + rb")"
+    key = rb"(?:" + get + rb"|" + _text(_SHORT) + put + rb"|" + number + rb")"
+    view = rb"(?:N|\(?+" + key + number * 2 + rb"[t\x87]" + put + rb")?+"
+    storage = mark + storage_class + key * 2 + number + view + rb"t" + put + rb"Q"
     # The 29 opcodes of one plain tensor as torch.save writes them, in one alternative: 2.6 times as fast.
-    storage = rb"\(" + get * 2 + text + put + get + number + rb"t" + put + rb"Q"
-    view = number + shape + put + rb"?+" + shape + put + rb"?+[\x88\x89]" + get + rb"\)R"
-    tensor = text + put + get + rb"\(" + storage + view + put + rb"t" + put + rb"R" + put
-    rest = rb"[hqK].|[rj]....|J....|M..|G.{8}|c[^\n]*+\n[^\n]*+\n|\x80."
-    return re.compile(rb"(?:" + tensor + rb"|" + one_argument_less + rb"|" + text + rb"|" + rest + rb")*+", re.DOTALL)
+    several = rb"|\(" + number + rb"{4,8}+t|\))"
+    sides = rb"(?:" + number + rb"\x85|" + number * 2 + rb"\x86|" + number * 3 + rb"\x87" + several + put
+    strided = rb"\(" + get * 2 + _text(_SHORT) + put + get + number + rb"t" + put + rb"Q" + number + sides * 2
+    hooks = rb"[\x88\x89]" + get + rb"\)R" + put + rb"t" + put + rb"R" + put
+    tensor = _text(_INLINE) + put + get + rb"\(" + strided + hooks
+    bare = rb"[RaesutN)\]}\x85-\x89\x8f]++"
+    rest = rb"[hqK].|[rj]....|J....|M..|G.{8}|\x80."
+    alternatives = (tensor, bare, _text(_INLINE), rest, storage, rb"\(", name)
+    return re.compile(rb"(?:" + rb"|".join(alternatives) + rb")*+", re.DOTALL)
 
 
 _KNOWN_OPCODES = _expression()
