@@ -11,18 +11,29 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from ckptd.validators.errors import Unreadable
+from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import Finding, Severity, finding
+from ckptd.validators.formats.sharded import directory_identity
 from ckptd.validators.inspection import FileIdentity, Inspection, Level, Plain, Seal
-from ckptd.validators.inspector import inspect_opened
+from ckptd.validators.inspector import inspect_directory, inspect_opened
 from ckptd.validators.reader import FileReader, identity_of
 
 from .derive import Surroundings, derive_metadata
-from .description import CheckpointMetadata, DescribeRequest, Description, OpenedFiles, SidecarStatus, Source
+from .description import (
+    CheckpointMetadata,
+    DescribeRequest,
+    Description,
+    OpenedFiles,
+    ShardFile,
+    SidecarStatus,
+    Source,
+)
+from .directories import parts_of
 from .documents import MAX_BYTES, DocumentError, load_document
 from .entry import rfc3339, shown_path
 from .experiment import DirectFiles, find_companions, run_id
 from .metadata import MetadataError, ParsedMetadata, parse_metadata
+from .opening import is_directory, open_described
 from .roots import open_beneath
 from .sidecar import status_of
 
@@ -61,7 +72,7 @@ def describe_opened(request: DescribeRequest, files: OpenedFiles) -> Description
     config = _read_config(request.config_name, files.config)
     inspection = _from_sidecar(request, files, sidecars)
     if inspection is None:
-        inspection = inspect_opened(files.checkpoint, request.checkpoint_path, level=request.level)
+        inspection = _inspect(request, files)
     return _assemble(request, inspection, sidecars, config)
 
 
@@ -71,7 +82,7 @@ def describe_checkpoint(path: str, *, root: str | None = None, level: Level = Le
     A hostile file can take this process down; the daemon's pool runs the same job in a sandboxed child.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, a file or a directory that a sharded format claims.
         root: Configs and experiment names are looked for beneath this directory only; by default anywhere above
             the checkpoint that the layout conventions name.
         level: How much of the file to verify.
@@ -142,6 +153,37 @@ def sidecar_for(
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
+def _inspect(request: DescribeRequest, files: OpenedFiles) -> Inspection:
+    if not is_directory(files.checkpoint):
+        return inspect_opened(files.checkpoint, request.checkpoint_path, request.level)
+    directory = _directory(request, files)
+    parts = parts_of(request.shards, files.shards)
+    inspection = inspect_directory(parts, directory, request.checkpoint_path, request.level)
+    if _directory(request, files) != directory:
+        raise Changed("the directory was modified while its files were read")
+    return inspection
+
+
+def _directory(request: DescribeRequest, files: OpenedFiles) -> FileIdentity:
+    """The identity of the directory itself, once its opened files have been found as they were listed.
+
+    Raises:
+        Changed: one of them was modified since.
+    """
+    opened = [file for file in request.shards if file.opened]
+    for file, fd in zip(opened, files.shards, strict=True):
+        if _identity(fd) != file.identity:
+            raise Changed(f"{shown_path(file.name)[0]} was modified while it was read")
+    return _identity(files.checkpoint)
+
+
+def _whole_identity(request: DescribeRequest, files: OpenedFiles) -> FileIdentity:
+    """The identity of the checkpoint, file or directory."""
+    if not is_directory(files.checkpoint):
+        return _identity(files.checkpoint)
+    return directory_identity(_directory(request, files), parts_of(request.shards, files.shards))
+
+
 def _read_sidecar(name: bytes, fd: int) -> _Sidecar:
     shown = shown_path(name)[0]
     # A sidecar that changes while it is read shows by its identity, which is the one before the reading.
@@ -182,7 +224,7 @@ def _from_sidecar(request: DescribeRequest, files: OpenedFiles, sidecars: Sequen
     """The fast path: a sidecar of ours that was written for exactly this state of the file."""
     if not request.trust_sidecar:
         return None
-    identity = _identity(files.checkpoint)
+    identity = _whole_identity(request, files)
     for sidecar in sidecars:
         if _status(sidecar, identity.size, None) is not SidecarStatus.OURS or sidecar.parsed is None:
             continue
@@ -212,8 +254,7 @@ def _opened(
         root_fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, root_fd)
         found = find_companions(DirectFiles(root_fd), relative_path)
-        checkpoint = os.open(absolute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        stack.callback(os.close, checkpoint)
+        checkpoint, shards, parts = _open_named(stack, absolute)
         beside = {}
         for name in (*found.sidecars, *filter(None, [found.config])):
             with contextlib.suppress(OSError):  # what cannot be opened counts as absent
@@ -226,10 +267,26 @@ def _opened(
             sidecar_names=tuple(name for name in found.sidecars if name in beside),
             config_name=found.config if found.config in beside else None,
             run_failed=found.run_failed,
+            shards=shards,
         )
         sidecars = tuple(beside[name] for name in request.sidecar_names)
         config = None if request.config_name is None else beside[request.config_name]
-        yield request, OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config)
+        yield request, OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config, shards=parts)
+
+
+def _open_named(stack: contextlib.ExitStack, absolute: bytes) -> tuple[int, tuple[ShardFile, ...], tuple[int, ...]]:
+    """Open the file, or the directory with its files, that a caller named; a link is followed."""
+    if not os.path.isdir(absolute):
+        checkpoint = os.open(absolute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        stack.callback(os.close, checkpoint)
+        return checkpoint, (), ()
+    directory, name = os.path.split(os.path.realpath(absolute))
+    base_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, base_fd)
+    checkpoint, shards, parts = open_described(base_fd, name)
+    for fd in (checkpoint, *parts):
+        stack.callback(os.close, fd)
+    return checkpoint, shards, parts
 
 
 # ---- judging ---------------------------------------------------------------------------------------------------

@@ -4,23 +4,42 @@ Whoever opens needs rights; whoever parses (`describe_opened`) needs only the de
 """
 
 import contextlib
+import errno
+import mmap
 import os
+import stat
+from collections.abc import Iterator, Sequence
 
+import msgspec
+
+from ckptd.validators.errors import Changed
+from ckptd.validators.formats.sharded import wants
 from ckptd.validators.inspection import FileIdentity
-from ckptd.validators.reader import identity_of
+from ckptd.validators.reader import ALIGNMENT, identity_of
 
-from .description import DescribeRequest, OpenedFiles
-from .entry import Identities
-from .experiment import Companions
-from .roots import open_beneath
+from .description import DescribeRequest, OpenedFiles, ShardFile
+from .directories import Listing, is_checkpoint_directory, list_beneath, list_directory
+from .entry import Identities, shown_path
+from .experiment import Companions, DirectFiles, find_companions
+from .roots import open_beneath, open_directory_beneath
+
+OPENED_PARTS = 160
+"""Files of one directory that are opened at the same time; the least telling ones of a larger set stay closed."""
+ATTEMPTS = 3
+"""Times that a directory is opened anew when its files change meanwhile."""
+
+
+class UnreadablePart(PermissionError):
+    """Raised when a file of a checkpoint directory may not be opened: without it nothing can be said of the whole."""
 
 
 def open_checkpoint(
     root_fd: int, relative_path: bytes, companions: Companions
 ) -> tuple[DescribeRequest, OpenedFiles, Identities]:
-    """Open one checkpoint with its companions.
+    """Open one checkpoint, a file or a directory that a sharded format claims, with its companions.
 
     A sidecar or config that cannot be opened (it vanished, is a FIFO, or a link out of the root) counts as absent.
+    Of a directory at most `OPENED_PARTS` files are opened, those that say most of the whole first.
 
     Args:
         root_fd: the open root (O_PATH will do).
@@ -32,11 +51,13 @@ def open_checkpoint(
         The request, the descriptors (the caller closes them) and the identities of what was opened.
 
     Raises:
-        OSError: the checkpoint itself cannot be opened. Nothing is left open.
+        OSError: the checkpoint itself cannot be opened, EISDIR for a directory that no format claims. Nothing is
+            left open.
+        UnreadablePart: a file of the directory may not be opened.
+        Changed: files of the directory came, went or changed at each attempt: it is being written.
     """
     with contextlib.ExitStack() as undo:
-        checkpoint = open_beneath(root_fd, relative_path)
-        undo.callback(os.close, checkpoint)
+        checkpoint, shards, parts = _open_itself(undo, root_fd, relative_path)
         sidecars: list[tuple[bytes, int]] = []
         for name in companions.sidecars:
             fd = _open_companion(root_fd, name)
@@ -52,21 +73,175 @@ def open_checkpoint(
             sidecar_names=tuple(name for name, _ in sidecars),
             config_name=companions.config if config is not None else None,
             run_failed=companions.run_failed,
+            shards=shards,
         )
-        files = OpenedFiles(checkpoint=checkpoint, sidecars=tuple(fd for _, fd in sidecars), config=config)
-        identities = identities_of(files, run_failed=companions.run_failed)
+        files = OpenedFiles(
+            checkpoint=checkpoint, sidecars=tuple(fd for _, fd in sidecars), config=config, shards=parts
+        )
+        identities = identities_of(request, files)
         undo.pop_all()
         return request, files, identities
 
 
-def identities_of(files: OpenedFiles, *, run_failed: bool = False) -> Identities:
-    """The identities of opened files."""
+def open_described(root_fd: int, relative_path: bytes) -> tuple[int, tuple[ShardFile, ...], tuple[int, ...]]:
+    """Open a checkpoint without its companions.
+
+    Returns:
+        The descriptor of the file or directory; the files of a directory, and descriptors of those that were opened.
+        The caller closes all of them.
+
+    Raises:
+        OSError, UnreadablePart, Changed: as `open_checkpoint`.
+    """
+    with contextlib.ExitStack() as undo:
+        opened = _open_itself(undo, root_fd, relative_path)
+        undo.pop_all()
+        return opened
+
+
+@contextlib.contextmanager
+def past_the_cache(files: OpenedFiles) -> Iterator[OpenedFiles]:
+    """The same files, to be read from the disk and not from the page cache: for a request that is `fresh`.
+
+    The checkpoint's own descriptors are replaced where the file system allows it; the new ones are closed at the end.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def replaced(fd: int) -> int:
+            direct = None if is_directory(fd) else reopen_direct(fd)
+            if direct is None:
+                return fd
+            stack.callback(os.close, direct)
+            return direct
+
+        yield msgspec.structs.replace(
+            files, checkpoint=replaced(files.checkpoint), shards=tuple(map(replaced, files.shards))
+        )
+
+
+def reopen_direct(fd: int) -> int | None:
+    """A second descriptor of an opened file that reads past the page cache (O_DIRECT); the caller closes it.
+
+    `fd` stays as it is. Reading through the new one writes back what is still dirty, and leaves what is cached there.
+
+    Returns:
+        None where the file system cannot read so (some of FUSE, tmpfs before Linux 6.6), or /proc is hidden.
+    """
+    flags = os.O_RDONLY | os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        direct = os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError:
+        return None
+    with contextlib.suppress(OSError), mmap.mmap(-1, ALIGNMENT) as block:
+        os.preadv(direct, [block], 0)
+        return direct
+    os.close(direct)
+    return None
+
+
+def identities_of(request: DescribeRequest, files: OpenedFiles) -> Identities:
+    """The identities of what was opened for a request."""
+    itself = _identity(files.checkpoint)
+    listing = Listing(itself, 0, request.shards) if is_directory(files.checkpoint) else None
     return Identities(
-        file=_identity(files.checkpoint),
+        file=itself if listing is None else listing.identity,
         sidecars=tuple(map(_identity, files.sidecars)),
         config=None if files.config is None else _identity(files.config),
-        run_failed=run_failed,
+        run_failed=request.run_failed,
+        shards=None if listing is None else listing.digest,
     )
+
+
+def is_directory(fd: int) -> bool:
+    """Whether a descriptor is that of a directory."""
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
+def status_of_checkpoint(root_fd: int, relative_path: bytes) -> tuple[os.stat_result, FileIdentity]:
+    """The status of a checkpoint that is no link, and the identity that its description carries.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    status = os.stat(relative_path, dir_fd=root_fd, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
+        return status, identity_of(status)
+    return status, list_beneath(root_fd, relative_path).identity
+
+
+def directory_identities(root_fd: int, relative_path: bytes) -> Identities:
+    """The identities of a checkpoint directory with its companions, as `open_checkpoint` finds them; opens no file.
+
+    Raises:
+        OSError: the directory, or one in it, cannot be listed.
+    """
+    listing = list_beneath(root_fd, relative_path)
+    view = DirectFiles(root_fd)
+    companions = find_companions(view, relative_path)
+    sidecars = [status for name in companions.sidecars if (status := view.status(name)) is not None]
+    config = None if companions.config is None else view.status(companions.config)
+    return Identities(
+        file=listing.identity,
+        sidecars=tuple(map(identity_of, sidecars)),
+        config=None if config is None else identity_of(config),
+        run_failed=companions.run_failed,
+        shards=listing.digest,
+    )
+
+
+# ---- directories -----------------------------------------------------------------------------------------------
+
+
+def _open_itself(
+    undo: contextlib.ExitStack, root_fd: int, relative_path: bytes
+) -> tuple[int, tuple[ShardFile, ...], tuple[int, ...]]:
+    try:
+        checkpoint = open_beneath(root_fd, relative_path)
+        undo.callback(os.close, checkpoint)
+        return checkpoint, (), ()
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what it says of a directory, among others
+            raise
+        refused = error
+    try:
+        checkpoint = open_directory_beneath(root_fd, relative_path)
+    except NotADirectoryError:
+        raise refused from None
+    undo.callback(os.close, checkpoint)
+    if not is_checkpoint_directory(root_fd, relative_path, checkpoint):
+        raise IsADirectoryError(errno.EISDIR, "a directory that is no checkpoint", os.fsdecode(relative_path))
+    for _ in range(ATTEMPTS):
+        with contextlib.ExitStack() as attempt:
+            before = list_directory(checkpoint)
+            opened = _open_parts(attempt, checkpoint, before.files)
+            if opened is not None and list_directory(checkpoint) == before:
+                undo.push(attempt.pop_all())
+                return checkpoint, *opened
+    raise Changed(f"the files of {shown_path(relative_path)[0]} changed while they were opened")
+
+
+def _open_parts(
+    undo: contextlib.ExitStack, directory_fd: int, files: Sequence[ShardFile]
+) -> tuple[tuple[ShardFile, ...], tuple[int, ...]] | None:
+    """Open the files that say most; None if one of them is not what was listed."""
+    wanted = sorted(files, key=lambda file: (wants(file.name), file.name))[:OPENED_PARTS]
+    descriptors: dict[bytes, int] = {}
+    for file in wanted:
+        try:
+            fd = open_beneath(directory_fd, file.name, follow_links=False)
+        except PermissionError as error:
+            shown = shown_path(file.name)[0]
+            raise UnreadablePart(error.errno, f"{error.strerror}: {shown}", os.fsdecode(file.name)) from error
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO):
+                return None  # it vanished, or something else has its name
+            raise
+        undo.callback(os.close, fd)
+        if _identity(fd) != file.identity:
+            return None
+        descriptors[file.name] = fd
+    shards = tuple(msgspec.structs.replace(file, opened=file.name in descriptors) for file in files)
+    return shards, tuple(descriptors[file.name] for file in shards if file.opened)
 
 
 def _identity(fd: int) -> FileIdentity:

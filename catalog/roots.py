@@ -15,6 +15,7 @@ DEFAULT_SUFFIXES = (".ckpt",)
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _SYS_OPENAT2 = 437  # the same number on every architecture (Linux 5.6, include/uapi/asm-generic/unistd.h)
 _RESOLVE_NO_MAGICLINKS = 0x02  # include/uapi/linux/openat2.h
+_RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
 
 
@@ -75,11 +76,16 @@ def is_checkpoint_name(name: bytes, suffixes: Sequence[str] = DEFAULT_SUFFIXES) 
     return not name.startswith(b".") and name.endswith(_encoded(tuple(suffixes)))
 
 
-def open_beneath(root_fd: int, relative_path: bytes) -> int:
+def open_beneath(root_fd: int, relative_path: bytes, *, follow_links: bool = True) -> int:
     """Open a regular file for reading, never leaving the root and never waiting.
 
     Links inside the root are followed as long as they stay inside; absolute links are refused (EXDEV).
     FIFOs and devices open without blocking and are then refused.
+
+    Args:
+        root_fd: the open root (O_PATH will do).
+        relative_path: of the file, beneath the root.
+        follow_links: False refuses every link (ELOOP).
 
     Returns:
         A descriptor, close-on-exec; the caller closes it.
@@ -87,7 +93,7 @@ def open_beneath(root_fd: int, relative_path: bytes) -> int:
     Raises:
         OSError: as open(2), EXDEV for a path that leaves the root, EINVAL for what is not a regular file.
     """
-    fd = _openat2(root_fd, relative_path)
+    fd = _openat2(root_fd, relative_path, _OPEN_FLAGS, 0 if follow_links else _RESOLVE_NO_SYMLINKS)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(relative_path))
@@ -97,10 +103,22 @@ def open_beneath(root_fd: int, relative_path: bytes) -> int:
     return fd
 
 
-def _openat2(root_fd: int, relative_path: bytes) -> int:
+def open_directory_beneath(root_fd: int, relative_path: bytes) -> int:
+    """Open a directory to list it, never leaving the root and following no link.
+
+    Returns:
+        A descriptor, close-on-exec; the caller closes it.
+
+    Raises:
+        OSError: as open(2), ENOTDIR for what is no directory, ELOOP for a link on the way.
+    """
+    return _openat2(root_fd, relative_path, _OPEN_FLAGS | os.O_DIRECTORY, _RESOLVE_NO_SYMLINKS)
+
+
+def _openat2(root_fd: int, relative_path: bytes, flags: int, resolve: int) -> int:
     if not _has_openat2():
-        return _open_by_walk(root_fd, relative_path)
-    how = struct.pack("QQQ", _OPEN_FLAGS, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+        return _open_by_walk(root_fd, relative_path, flags)
+    how = struct.pack("QQQ", flags, 0, resolve | _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
     while True:
         fd = int(_libc().syscall(_SYS_OPENAT2, root_fd, relative_path, how, len(how)))
         if fd >= 0:
@@ -110,7 +128,7 @@ def _openat2(root_fd: int, relative_path: bytes) -> int:
             raise OSError(code, os.strerror(code), os.fsdecode(relative_path))
 
 
-def _open_by_walk(root_fd: int, relative_path: bytes) -> int:
+def _open_by_walk(root_fd: int, relative_path: bytes, flags: int) -> int:
     """Where openat2 is missing or forbidden: component by component, following no link at all."""
     *directories, name = [part for part in relative_path.split(b"/") if part]
     if b".." in (*directories, name):
@@ -121,7 +139,7 @@ def _open_by_walk(root_fd: int, relative_path: bytes) -> int:
             step = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
             os.close(current)
             current = step
-        return os.open(name, _OPEN_FLAGS | os.O_NOFOLLOW, dir_fd=current)
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=current)
     finally:
         os.close(current)
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from ckptd.validators.formats.sharded import LATEST, claim
 from ckptd.validators.inspection import FileIdentity
 from ckptd.validators.reader import identity_of
 
+from .directories import Claims, Listing, has_latest, list_beneath, list_directory
 from .entry import Identities
 from .experiment import Companions, DirectFiles, checkpoints_of_sidecar, find_companions, is_sidecar_name
 from .listed import ListedFiles
@@ -48,11 +50,11 @@ class Found(msgspec.Struct, frozen=True):
     """One checkpoint as the tree shows it."""
 
     path: bytes
-    """Relative to the root."""
+    """Relative to the root. Of a checkpoint that is a directory: the directory's."""
     identities: Identities
     """As `opening.open_checkpoint` makes them. A dangling link has its own as `file`."""
     device: int
-    """`st_dev` of the file."""
+    """`st_dev` of the file or directory."""
     link: Link | None = None
 
 
@@ -102,6 +104,9 @@ def scan_tree(
 ) -> Scan:
     """Walk a root, or a subtree of it. Blocks; nothing is opened but directories.
 
+    A directory that a sharded format claims is one checkpoint, whatever its name; nothing in it is listed. A subtree
+    inside such a directory stands for that directory. The root itself is never claimed.
+
     A name that is missing is missing: whatever could not be asked is in `unreachable`, with its reason.
     What changes meanwhile may be seen before or after the change.
 
@@ -136,6 +141,8 @@ class _Pending(msgspec.Struct, frozen=True):
     links: tuple[tuple[int, int], ...] = ()
     """(device, inode) of the followed links' targets above."""
     is_link: bool = False
+    beside_latest: bool = False
+    """DeepSpeed's `latest` lies beside it."""
 
 
 class _Walk:
@@ -158,6 +165,7 @@ class _Walk:
         self._allowed = list(follow_links)
         self._deliver = on_found or self.scan.found.append
         self._files = ListedFiles(root_fd)
+        self._claims = Claims()
         self._elsewhere: dict[bytes, tuple[int, DirectFiles]] = {}
         self._stack: list[_Pending] = []
 
@@ -171,10 +179,25 @@ class _Walk:
         if not subtree and not status.st_nlink:
             # A removed directory can still be listed through its descriptor, and is empty.
             self.scan.unreachable[b""] = FileNotFoundError(errno.ENOENT, "the root was removed", self._root.name)
+        elif (holder := self._claims.holder(self._root_fd, subtree)) is not None:
+            self._push(holder)
         elif stat.S_ISLNK(status.st_mode):
-            self._follow_directory(subtree, _Pending(os.path.dirname(subtree), None))
+            self._begin_link(subtree)
         elif stat.S_ISDIR(status.st_mode):
-            self._stack.append(_Pending(subtree, None))
+            self._push(subtree)
+
+    def _push(self, path: bytes) -> None:
+        latest = has_latest(self._root_fd, os.path.dirname(path))
+        self._stack.append(_Pending(path, None, beside_latest=latest))
+
+    def _begin_link(self, path: bytes) -> None:
+        try:
+            if stat.S_ISDIR(os.stat(path, dir_fd=self._root_fd).st_mode):
+                own = os.stat(path, dir_fd=self._root_fd, follow_symlinks=False)
+                self._take_directory_link(path, own, _Pending(os.path.dirname(path), None))
+        except OSError as error:
+            if error.errno not in _DANGLING:
+                self.scan.unreachable[path] = error
 
     def step(self) -> bool:
         """List one directory. False when there is none left."""
@@ -207,14 +230,27 @@ class _Walk:
             here = _Pending(pending.path, status.st_dev, pending.links)
             self.scan.directories += 1
             with os.scandir(fd) as entries:
-                self._take(here, list(entries))
+                listed = list(entries)
+            # The names come first: what belongs to a checkpoint is looked up among them.
+            names = [os.fsencode(entry.name) for entry in listed]
+            name = os.path.basename(pending.path)
+            if name and not pending.is_link:
+                if claim(name, names, pending.beside_latest) is not None:
+                    self._take_directory(pending.path, list_directory(fd))
+                    return
+                if is_checkpoint_name(name, self._suffixes):
+                    self._note_odd(pending.path, "a directory")
+            self._take(here, listed, names)
         finally:
             os.close(fd)
 
-    def _take(self, here: _Pending, entries: "list[os.DirEntry[str]]") -> None:
-        # The names come first: what belongs to a checkpoint is looked up among them.
-        names = [os.fsencode(entry.name) for entry in entries]
+    def _take_directory(self, path: bytes, listing: Listing) -> None:
+        identities = self._identities(self._files, path, listing.identity, shards=listing.digest)
+        self._found(Found(path, identities, listing.device))
+
+    def _take(self, here: _Pending, entries: "list[os.DirEntry[str]]", names: list[bytes]) -> None:
         self._files.remember(here.path, names)
+        here = msgspec.structs.replace(here, beside_latest=LATEST in names)
         prefix = here.path + b"/" if here.path else b""
         for name, entry in zip(names, entries, strict=True):
             try:
@@ -226,9 +262,7 @@ class _Walk:
     def _take_entry(self, path: bytes, name: bytes, entry: "os.DirEntry[str]", here: _Pending) -> None:
         named = is_checkpoint_name(name, self._suffixes)
         if entry.is_dir(follow_symlinks=False):
-            self._stack.append(_Pending(path, here.parent_device, here.links))
-            if named:
-                self._note_odd(path, "a directory")
+            self._stack.append(_Pending(path, here.parent_device, here.links, beside_latest=here.beside_latest))
         elif entry.is_symlink():
             self._take_link(path, name, entry, here)
         elif named:
@@ -241,7 +275,7 @@ class _Walk:
         if not stat.S_ISREG(status.st_mode):
             self._note_odd(path, kind_of(status.st_mode))
             return
-        self._found(Found(path, self._identities(self._files, path, status), status.st_dev))
+        self._found(Found(path, self._identities(self._files, path, identity_of(status)), status.st_dev))
 
     def _take_other(self, path: bytes, name: bytes, directory: bytes) -> None:
         if name.endswith((b".tmp", b".swap")) and is_temporary_name(name):
@@ -266,7 +300,7 @@ class _Walk:
                 self.scan.unreachable[path] = error
             return
         if stat.S_ISDIR(status.st_mode):
-            self._follow_directory(path, here)
+            self._take_directory_link(path, entry.stat(follow_symlinks=False), here)
         elif named and not stat.S_ISREG(status.st_mode):
             self._note_odd(path, f"a link to {kind_of(status.st_mode)}")
         elif named:
@@ -279,13 +313,32 @@ class _Walk:
         if link is None or link.base is None or link.target is None:
             self.scan.skipped_links += 1
             return
-        view = self._files if link.base == self._root.path else self._files_of(link.base)
-        identities = self._identities(view, link.target, status, identity_of(own))
+        _, view = self._place(link.base)
+        identities = self._identities(view, link.target, identity_of(status), identity_of(own))
         self._found(Found(path, identities, status.st_dev, link))
 
-    def _follow_directory(self, path: bytes, here: _Pending) -> None:
-        """Push an allowed directory. One inside the roots is walked where it is, not here."""
+    def _take_directory_link(self, path: bytes, own: os.stat_result, here: _Pending) -> None:
+        """A link to a checkpoint directory is one more name of it; any other directory is walked."""
         link = self._resolve(path)
+        if link is None or not self._alias_directory(path, link, own):
+            self._follow_directory(path, link, here)
+
+    def _alias_directory(self, path: bytes, link: Link, own: os.stat_result) -> bool:
+        if not link.base or not link.target:
+            return False
+        base_fd, view = self._place(link.base)
+        try:
+            if not self._claims.is_checkpoint(base_fd, link.target):
+                return False
+        except PermissionError:  # said of the directory itself, if it lies where it is walked
+            return False
+        listing = list_beneath(base_fd, link.target)
+        identities = self._identities(view, link.target, listing.identity, identity_of(own), listing.digest)
+        self._found(Found(path, identities, listing.device, link))
+        return True
+
+    def _follow_directory(self, path: bytes, link: Link | None, here: _Pending) -> None:
+        """Push an allowed directory. One inside the roots is walked where it is, not here."""
         if link is not None and link.base in self._inside:
             return
         status = os.stat(path, dir_fd=self._root_fd)
@@ -298,12 +351,15 @@ class _Walk:
     def _resolve(self, path: bytes) -> Link | None:
         return resolve_link(self._root.join(path), self._inside, self._allowed)
 
-    def _files_of(self, base: bytes) -> DirectFiles:
+    def _place(self, base: bytes) -> tuple[int, DirectFiles]:
+        """A root or allowed directory that a link leads into: opened, and the files beneath it."""
+        if base == self._root.path:
+            return self._root_fd, self._files
         known = self._elsewhere.get(base)
         if known is None:
             fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             known = self._elsewhere[base] = fd, DirectFiles(fd)
-        return known[1]
+        return known
 
     # ---- checkpoints ---------------------------------------------------------------------------------------
 
@@ -312,7 +368,12 @@ class _Walk:
         self._deliver(found)
 
     def _identities(
-        self, files: DirectFiles, path: bytes, status: os.stat_result, link: FileIdentity | None = None
+        self,
+        files: DirectFiles,
+        path: bytes,
+        itself: FileIdentity,
+        link: FileIdentity | None = None,
+        shards: str | None = None,
     ) -> Identities:
         try:
             companions = files.companions(path) if isinstance(files, ListedFiles) else find_companions(files, path)
@@ -320,7 +381,7 @@ class _Walk:
             companions = Companions()  # its disk says so again when the checkpoint is looked at
         sidecars = [identity for name in companions.sidecars if (identity := _identity(files, name)) is not None]
         config = None if companions.config is None else _identity(files, companions.config)
-        return Identities(identity_of(status), tuple(sidecars), config, link, companions.run_failed)
+        return Identities(itself, tuple(sidecars), config, link, companions.run_failed, shards)
 
     def _note_odd(self, path: bytes, what: str) -> None:
         if len(self.scan.odd) < NOTED:

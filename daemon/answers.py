@@ -66,16 +66,21 @@ class Death(enum.StrEnum):
 
 
 class Job(msgspec.Struct, frozen=True, array_like=True):
-    """One file of a batch. Its descriptors travel beside the batch: checkpoint, sidecars, config."""
+    """One checkpoint of a batch. Its descriptors travel beside it: checkpoint, sidecars, config, shards, their list."""
 
     request: DescribeRequest
+    """Without its shards: a message holds about 900 of them, a directory may have 100,000."""
     sidecars: int
     has_config: bool
+    shards: int = 0
+    """Files of a directory that are opened."""
+    list_bytes: int = 0
+    """Size of the list of all its files, which travels as a memory file; 0 for a checkpoint that is a file."""
 
     @property
     def n_descriptors(self) -> int:
         """How many descriptors belong to it."""
-        return 1 + self.sidecars + self.has_config
+        return 1 + self.sidecars + self.has_config + self.shards + (self.list_bytes > 0)
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):

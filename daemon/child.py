@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import msgspec
 
-from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
+from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles, ShardFile
 from ckptd.validators.errors import Changed, Unreadable
 
 from . import sample, sandbox
@@ -50,6 +50,8 @@ _CHANNEL = 3
 """Descriptor of the child's socket. 0 to 2 stay /dev/null, so that a last cry of the C library hits no file."""
 _UNTOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _OUT_OF_MEMORY: Answer = GaveUp(Death.LIMIT_MEMORY, "memory ran out while parsing")
+
+_shards_decoder = msgspec.msgpack.Decoder(tuple[ShardFile, ...])
 
 DescribeJob = Callable[[DescribeRequest, OpenedFiles], Description]
 
@@ -146,7 +148,8 @@ class Child(msgspec.Struct, frozen=True):
         """The encoded answer, and whether this process is still good for another job."""
         try:
             with mmap.mmap(-1, self._reserve_bytes, flags=_UNTOUCHED, prot=0):
-                description = self.job(job.request, _opened(job, descriptors))
+                request, files = _received(job, descriptors)
+                description = self.job(request, files)
             return encode_description(description, self.limits.max_answer_bytes), True
         except Changed as error:
             return encode_answer(ChangedAnswer(error.message)), True
@@ -188,13 +191,16 @@ def close_all_but(descriptors: Sequence[int]) -> None:
     os.closerange(start, 1 << 30)
 
 
-def _opened(job: Job, descriptors: list[int]) -> OpenedFiles:
+def _received(job: Job, descriptors: list[int]) -> tuple[DescribeRequest, OpenedFiles]:
     checkpoint, *rest = descriptors
-    return OpenedFiles(
-        checkpoint=checkpoint,
-        sidecars=tuple(rest[: job.sidecars]),
-        config=rest[job.sidecars] if job.has_config else None,
-    )
+    sidecars, rest = rest[: job.sidecars], rest[job.sidecars :]
+    config = rest.pop(0) if job.has_config else None
+    shards, rest = rest[: job.shards], rest[job.shards :]
+    request = job.request
+    if job.list_bytes:
+        request = msgspec.structs.replace(request, shards=_shards_decoder.decode(os.pread(rest[0], job.list_bytes, 0)))
+    files = OpenedFiles(checkpoint=checkpoint, sidecars=tuple(sidecars), config=config, shards=tuple(shards))
+    return request, files
 
 
 def _fault(error: Exception) -> GaveUp:

@@ -7,22 +7,26 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from ckptd.catalog.description import DescribeRequest, OpenedFiles
+from ckptd.catalog.directories import Claims
 from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
-from ckptd.catalog.opening import open_checkpoint
+from ckptd.catalog.opening import directory_identities, open_checkpoint
 from ckptd.catalog.roots import Root, is_checkpoint_name
+from ckptd.validators.errors import Changed
+from ckptd.validators.formats.sharded import is_member_name
+from ckptd.validators.inspection import Seal
 from ckptd.validators.reader import identity_of
 
 from .settle import LookKind
 
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
-_NO_REGULAR_FILE = (errno.EINVAL, errno.ENXIO)
-"""What `open_beneath` says of a directory, FIFO or device, and of a socket."""
+_NO_CHECKPOINT = (errno.EINVAL, errno.ENXIO, errno.EISDIR)
+"""What `open_checkpoint` says of a FIFO or device, of a socket, and of a directory that no format claims."""
 
 DeletionCheck = Callable[[bytes, bytes], bool]
 """(relative path, nearest existing directory) → whether the absence is a deletion (see `filesystems`)."""
@@ -43,6 +47,16 @@ class Opened(msgspec.Struct, frozen=True):
             os.close(fd)
 
 
+class Place(msgspec.Struct, frozen=True):
+    """A checkpoint directory that was seen and is to be opened: where its bytes are."""
+
+    base: bytes
+    """The root or allowed directory that holds it, absolute."""
+    relative: bytes
+    link: os.stat_result | None
+    """Of the link that leads to it, where the path is one."""
+
+
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """What a look saw."""
 
@@ -53,6 +67,10 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """Why an existing checkpoint could not be opened; it is then described by its name alone."""
     code: str = "file.unreadable"
     """Finding code that goes with `unreadable`."""
+    seal: Seal = Seal.SEALED
+    """What is known of the wholeness of what is `unreadable`: by default there is nothing to wait for but a change."""
+    place: Place | None = None
+    """Set for a directory, which has many files and is opened by `open_directory` when descriptors are free for it."""
     request: DescribeRequest | None = None
     identities: Identities | None = None
     alias_of: CheckpointId | None = None
@@ -69,6 +87,9 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
     allowed_targets: Sequence[bytes]
     """Directories outside the roots into which links may lead, absolute and resolved."""
     is_deletion: DeletionCheck
+    is_directory: Callable[[bytes], bool] = lambda _: False
+    """Whether a path of this root is listed as a checkpoint that is a directory. Called in any thread."""
+    claims: Claims = msgspec.field(default_factory=Claims)
 
     def look(self, root_fd: int, path: bytes, known: Record | None, *, must_read: bool) -> Sight:
         """See what is at `path` now.
@@ -88,7 +109,9 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             return self._look_beneath_link(root_fd, path, status, known, must_read=must_read)
         if stat.S_ISLNK(status.st_mode):
             return self._look_at_link(root_fd, path, status, known, must_read=must_read)
-        if not stat.S_ISREG(status.st_mode):
+        if stat.S_ISDIR(status.st_mode):
+            return self._look_at_directory(path, Place(self.root.path, path, None), known, None, must_read=must_read)
+        if not stat.S_ISREG(status.st_mode) or not self._is_listed_file(root_fd, path):
             return Sight(kind=LookKind.GONE)
         return self._open(root_fd, path, known, must_read=must_read)
 
@@ -132,7 +155,7 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
                 os.close(fd)
             return Sight(kind=LookKind.UNCHANGED)
         shown = msgspec.structs.replace(request, checkpoint_path=shown_path(self.root.join(path))[0])
-        opened = Opened(shown, files, identities, has_writer(files.checkpoint))
+        opened = Opened(shown, files, identities, _has_writer(shown, files))
         return Sight(kind=LookKind.SEEN, opened=opened, request=shown, identities=identities, alias_of=alias_of)
 
     def _unopened(
@@ -143,13 +166,15 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         link: os.stat_result | None,
         alias_of: CheckpointId | None,
     ) -> Sight:
-        if error.errno in _NO_REGULAR_FILE:
+        if error.errno in _NO_CHECKPOINT:
             return Sight(kind=LookKind.GONE)
         if error.errno in _NOT_THERE and link is None:
             return self._absent(path)
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return Sight(kind=LookKind.UNREACHABLE)
         dangling = link is not None and error.errno in (*_NOT_THERE, errno.ELOOP)
+        if dangling and not is_checkpoint_name(os.path.basename(path), self.suffixes):
+            return Sight(kind=LookKind.GONE)
         try:
             identities = _dangling_identities(link) if dangling and link else _unopened_identities(root_fd, path, link)
         except OSError:
@@ -163,24 +188,92 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             alias_of=alias_of,
         )
 
+    # ---- directories ---------------------------------------------------------------------------------------
+
+    def open_directory(self, path: bytes, sight: Sight) -> Sight:
+        """Open a checkpoint directory that `look` saw, with its files.
+
+        Args:
+            path: as it was given to `look`.
+            sight: what that returned, with a `place`.
+        """
+        place = sight.place
+        assert place is not None
+        try:
+            return self._follow(place, path, None, sight.alias_of, must_read=True)
+        except Changed as changed:
+            return msgspec.structs.replace(
+                sight, place=None, unreadable=changed.message, code="shards.incomplete", seal=Seal.OPEN
+            )
+
+    def _look_at_directory(
+        self, path: bytes, place: Place, known: Record | None, alias_of: CheckpointId | None, *, must_read: bool
+    ) -> Sight:
+        """See whether a directory is a checkpoint, and whether its files are those that are known; opens none."""
+        try:
+            base_fd = os.open(place.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return Sight(kind=LookKind.UNREACHABLE)
+        try:
+            if not self.claims.is_checkpoint(base_fd, place.relative):
+                return Sight(kind=LookKind.GONE)
+            identities = directory_identities(base_fd, place.relative)
+        except OSError as error:
+            vanished = error.errno in (*_NOT_THERE, errno.ELOOP) and place.link is None
+            return self._absent(path) if vanished else Sight(kind=LookKind.UNREACHABLE)
+        finally:
+            os.close(base_fd)
+        if place.link is not None:
+            identities = msgspec.structs.replace(identities, link=identity_of(place.link))
+        if not must_read and known is not None and _is_settled(known) and known.identities == identities:
+            return Sight(kind=LookKind.UNCHANGED)
+        request = DescribeRequest(checkpoint_path=shown_path(self.root.join(path))[0], relative_path=path)
+        return Sight(kind=LookKind.SEEN, place=place, request=request, identities=identities, alias_of=alias_of)
+
+    def _is_listed_file(self, root_fd: int, path: bytes) -> bool:
+        """Whether a file is a checkpoint by itself: not where it is part of a directory that is one.
+
+        To list its directory at each look would take the square of the number of files in it: that is done only for
+        names that sharded checkpoints use, and beneath directories that are listed as one. When a directory becomes
+        or ceases to be a checkpoint, all that is beneath it is looked at again (`Tree`).
+        """
+        name = os.path.basename(path)
+        if not is_checkpoint_name(name, self.suffixes):
+            return False
+        if is_member_name(name) or any(map(self.is_directory, directories_above(path))):
+            return self.claims.holder(root_fd, path) is None
+        return True
+
+    # ---- links ---------------------------------------------------------------------------------------------
+
     def _look_at_link(
         self, root_fd: int, path: bytes, link: os.stat_result, known: Record | None, *, must_read: bool
     ) -> Sight:
         try:
             target = os.path.realpath(self.root.join(path), strict=True)
+            is_directory = stat.S_ISDIR(os.stat(target).st_mode)
         except OSError as error:
             return self._unopened(root_fd, path, error, link, None)
+        place, root = self._place_of(target, link)
+        if place is None:
+            return Sight(kind=LookKind.GONE, skipped_link=True)
+        listed = is_directory or is_checkpoint_name(os.path.basename(place.relative), self.suffixes)
+        alias = checkpoint_id(root.name, place.relative) if root is not None and listed else None
+        if is_directory:
+            return self._look_at_directory(path, place, known, alias, must_read=must_read)
+        if not is_checkpoint_name(os.path.basename(path), self.suffixes):
+            return Sight(kind=LookKind.GONE)
+        return self._follow(place, path, known, alias, must_read=must_read)
+
+    def _place_of(self, target: bytes, link: os.stat_result | None) -> tuple[Place | None, Root | None]:
+        """Where a resolved path lies, and the root that holds it; None where nothing may lead."""
         for root in self.roots:
             if target.startswith(root.path.rstrip(b"/") + b"/"):
-                relative = target[len(root.path.rstrip(b"/")) + 1 :]
-                listed = is_checkpoint_name(os.path.basename(relative), self.suffixes)
-                alias = checkpoint_id(root.name, relative) if listed else None
-                return self._follow(root.path, relative, path, link, known, alias, must_read=must_read)
+                return Place(root.path, target[len(root.path.rstrip(b"/")) + 1 :], link), root
         for allowed in self.allowed_targets:
             if target.startswith(allowed.rstrip(b"/") + b"/"):
-                relative = target[len(allowed.rstrip(b"/")) + 1 :]
-                return self._follow(allowed, relative, path, link, known, None, must_read=must_read)
-        return Sight(kind=LookKind.GONE, skipped_link=True)
+                return Place(allowed, target[len(allowed.rstrip(b"/")) + 1 :], link), None
+        return None, None
 
     def _look_beneath_link(
         self, root_fd: int, path: bytes, status: os.stat_result, known: Record | None, *, must_read: bool
@@ -191,36 +284,35 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             target = os.path.join(os.path.realpath(directory, strict=True), name)
         except OSError:
             return Sight(kind=LookKind.UNREACHABLE)
-        if any(target.startswith(root.path.rstrip(b"/") + b"/") for root in self.roots):
+        place, root = self._place_of(target, None)
+        if root is not None:
             return Sight(kind=LookKind.GONE)
         if stat.S_ISLNK(status.st_mode):
             return self._look_at_link(root_fd, path, status, known, must_read=must_read)
-        for allowed in self.allowed_targets:
-            if target.startswith(allowed.rstrip(b"/") + b"/") and stat.S_ISREG(status.st_mode):
-                relative = target[len(allowed.rstrip(b"/")) + 1 :]
-                return self._follow(allowed, relative, path, None, known, None, must_read=must_read)
+        if place is not None and stat.S_ISDIR(status.st_mode):
+            return self._look_at_directory(path, place, known, None, must_read=must_read)
+        if place is not None and stat.S_ISREG(status.st_mode):
+            if not self._is_listed_file(root_fd, path):
+                return Sight(kind=LookKind.GONE)
+            return self._follow(place, path, known, None, must_read=must_read)
         return Sight(kind=LookKind.GONE, skipped_link=True)
 
     def _follow(
-        self,
-        base: bytes,
-        relative: bytes,
-        path: bytes,
-        link: os.stat_result | None,
-        known: Record | None,
-        alias_of: CheckpointId | None,
-        *,
-        must_read: bool,
+        self, place: Place, path: bytes, known: Record | None, alias_of: CheckpointId | None, *, must_read: bool
     ) -> Sight:
         """Open the target beneath the directory that it was found in: nothing may change that in between."""
         try:
-            base_fd = os.open(base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            base_fd = os.open(place.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return Sight(kind=LookKind.UNREACHABLE)
         try:
-            sight = self._open(base_fd, relative, known, must_read=must_read, link=link, alias_of=alias_of)
+            sight = self._open(base_fd, place.relative, known, must_read=must_read, link=place.link, alias_of=alias_of)
         finally:
             os.close(base_fd)
+        return self._named(path, sight)
+
+    def _named(self, path: bytes, sight: Sight) -> Sight:
+        """`sight` of a target as that of the path that led to it."""
         if sight.request is None:
             return sight
         named = msgspec.structs.replace(
@@ -228,6 +320,24 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         )
         opened = None if sight.opened is None else msgspec.structs.replace(sight.opened, request=named)
         return msgspec.structs.replace(sight, request=named, opened=opened)
+
+
+def directories_above(path: bytes) -> Iterator[bytes]:
+    """The directories that a relative path leads through, the nearest first; not the base itself."""
+    directory = os.path.dirname(path)
+    while directory:
+        yield directory
+        directory = os.path.dirname(directory)
+
+
+def _has_writer(request: DescribeRequest, files: OpenedFiles) -> bool | None:
+    """Whether anybody has the checkpoint open for writing; of a directory: any of its files."""
+    if not request.shards:
+        return has_writer(files.checkpoint)
+    answers = {has_writer(fd) for fd in files.shards}
+    if True in answers:
+        return True
+    return None if None in answers or len(files.shards) < len(request.shards) else False
 
 
 def has_writer(fd: int) -> bool | None:
@@ -248,12 +358,10 @@ def has_writer(fd: int) -> bool | None:
 
 def _is_beneath_link(root_fd: int, path: bytes) -> bool:
     """Whether any directory on the way to `path` is a link."""
-    directory = os.path.dirname(path)
-    while directory:
-        if stat.S_ISLNK(os.stat(directory, dir_fd=root_fd, follow_symlinks=False).st_mode):
-            return True
-        directory = os.path.dirname(directory)
-    return False
+    return any(
+        stat.S_ISLNK(os.stat(directory, dir_fd=root_fd, follow_symlinks=False).st_mode)
+        for directory in directories_above(path)
+    )
 
 
 def _why_dangling(error: OSError) -> str:
@@ -268,12 +376,16 @@ def _dangling_identities(link: os.stat_result) -> Identities:
 
 def _unopened_identities(root_fd: int, path: bytes, link: os.stat_result | None) -> Identities:
     """As a sweep sees a checkpoint that may not be read: else each sweep would have it looked at again."""
+    status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+    if stat.S_ISDIR(status.st_mode):
+        identities = directory_identities(root_fd, path)
+        return msgspec.structs.replace(identities, link=None if link is None else identity_of(link))
     files = DirectFiles(root_fd)
     companions = find_companions(files, path)
     sidecars = [status for name in companions.sidecars if (status := files.status(name)) is not None]
     config = None if companions.config is None else files.status(companions.config)
     return Identities(
-        file=identity_of(os.stat(path, dir_fd=root_fd, follow_symlinks=False)),
+        file=identity_of(status),
         sidecars=tuple(map(identity_of, sidecars)),
         config=None if config is None else identity_of(config),
         link=None if link is None else identity_of(link),

@@ -54,8 +54,15 @@ class Work:
     """One call of `describe`, across all its attempts."""
 
     def __init__(self, request: DescribeRequest, files: OpenedFiles) -> None:
-        self.job = Job(_transportable(request), len(files.sidecars), files.config is not None)
-        self.descriptors = files.all()
+        self._list = _list_of(request)
+        self.job = Job(
+            _transportable(request),
+            len(files.sidecars),
+            files.config is not None,
+            len(files.shards),
+            0 if self._list is None else os.fstat(self._list).st_size,
+        )
+        self.descriptors = (*files.all(), *(() if self._list is None else (self._list,)))
         self.size_bytes = len(msgspec.msgpack.encode(self.job))
         self.alone = False
         """It must not share a child with earlier jobs."""
@@ -64,6 +71,12 @@ class Work:
         self.false_starts = 0
         self.settled = anyio.Event()
         self.outcome: bytes | Exception = b""
+
+    def close(self) -> None:
+        """Close what was made to send the request; it must not be sent again."""
+        if self._list is not None:
+            os.close(self._list)
+            self._list = None
 
     def settle(self, outcome: bytes | Exception) -> None:
         self.outcome = outcome
@@ -167,8 +180,24 @@ def death_of(end: Ended, *, overdue: bool) -> WorkerDied:
     return WorkerDied(how, f"{number.name}, {used}")
 
 
+def _list_of(request: DescribeRequest) -> int | None:
+    """The files of a directory, in a memory file."""
+    if not request.shards:
+        return None
+    descriptor = os.memfd_create("ckptd-shards")
+    try:
+        view = memoryview(msgspec.msgpack.encode(request.shards))
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def _transportable(request: DescribeRequest) -> DescribeRequest:
     """The path is for people; names that are not UTF-8 arrive as surrogates, which msgpack cannot carry."""
+    request = msgspec.structs.replace(request, shards=())
     try:
         request.checkpoint_path.encode()
     except UnicodeEncodeError:

@@ -150,11 +150,14 @@ class WorkerPool:
         """
         if not self._open:
             raise PoolClosed("the worker pool is not running")
-        work = Work(request, files)
-        if work.size_bytes > MAX_MESSAGE_BYTES // 2 or len(work.descriptors) > MAX_DESCRIPTORS - 2:
-            raise ValueError(f"the request for {work.job.request.checkpoint_path!r} is too large to be sent")
-        self._unsettled.add(work)
         try:
+            work = Work(request, files)
+        except OSError as error:
+            raise Unreadable(f"no descriptors left for a worker: {error.strerror}", error.errno) from error
+        try:
+            if work.size_bytes > MAX_MESSAGE_BYTES // 2 or len(work.descriptors) > MAX_DESCRIPTORS - 2:
+                raise ValueError(f"the request for {work.job.request.checkpoint_path!r} is too large to be sent")
+            self._unsettled.add(work)
             self._queue.append(work)
             self._arrived.set()
             while True:
@@ -169,6 +172,7 @@ class WorkerPool:
             self._unsettled.discard(work)
             with contextlib.suppress(ValueError):
                 self._queue.remove(work)
+            work.close()
 
     async def __aenter__(self) -> Self:
         launched, self._launched = self._launched, None
