@@ -48,8 +48,8 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
             f"a whole {clip(tensors.model_class)} was pickled, not its state dict: loading it needs that class's code"
         )
         findings.append(finding("pickle.whole_module", message))
-    # A module without parameters is whole as well.
-    if not weights and tensors.model_class is None:
+    # A module without parameters is whole as well; so is a program whose weights were frozen into constants.
+    if not weights and tensors.model_class is None and judged.format is not Format.TORCHSCRIPT:
         findings.append(finding("state_dict.missing", "no dictionary of tensors was found in the checkpoint"))
     has_problems = any(f.code in ("tensor.missing_storage", "tensor.out_of_bounds") for f in findings)
     counted = facts.weight_facts(weights)
@@ -61,7 +61,7 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
         safety=_with_instantiator(judged.safety, top, findings),
         tensors=tuple(_tensor_infos(tensors)),
         has_state_dict=bool(weights),
-        model_class=None if tensors.model_class is None else clip(tensors.model_class),
+        model_class=judged.model_class if tensors.model_class is None else clip(tensors.model_class),
         n_parameters=counted.n_parameters,
         parameters_by_part=counted.parameters_by_part,
         weights_bytes=counted.weights_bytes,

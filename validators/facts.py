@@ -140,7 +140,7 @@ def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
     if not isinstance(value, dict):
         yield "", value
         return
-    bare = {key: child for key, child in value.items() if type(child) in standins.TENSOR_TYPES}
+    bare = {key: child for key, child in value.items() if _is_bare(child)}
     if bare:
         yield "", bare
     for key, child in value.items():
@@ -148,6 +148,13 @@ def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
             name = key_text(key)
             if name in WEIGHT_KEYS or "optim" in name or not _is_plain_data(child):
                 yield name, child
+
+
+def _is_bare(value: Any) -> bool:
+    """A tensor, or the pair of them that quantized modules put into their state dict."""
+    if type(value) is tuple:
+        return any(type(part) in standins.TENSOR_TYPES for part in value)
+    return type(value) in standins.TENSOR_TYPES
 
 
 def _is_plain_data(value: Any) -> bool:

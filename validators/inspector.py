@@ -11,18 +11,21 @@ from typing import Any
 import msgspec
 
 from . import facts, fingerprint
+from .architectures import Table, load_table
 from .assembly import describe_tensors, describe_value
 from .checks import safety, weights_only
+from .checks.architecture import judge_architecture
 from .checks.checksum import mismatch_message
 from .directories import inspect_members
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import Finding, finding
-from .formats import safetensors, torch_legacy, torch_zip
+from .formats import safetensors, torch_legacy, torch_zip, torchscript
 from .formats.sharded import Part
 from .formats.sniff import HEAD_BYTES, sniff
 from .inspection import FileIdentity, Format, Inspection, Level, Safety, Seal
 from .levels import Located, check_available, verify_archive_contents, verify_plain
 from .plain import clip, to_plain
+from .programs import inspect_program
 from .reader import FileReader, Reading
 from .storages import ArchiveStorages, RangeStorages, Storages
 from .tensors import make_table
@@ -35,7 +38,13 @@ _ATTEMPTS = 3
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
-def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCTURE) -> Inspection:
+def inspect_checkpoint(
+    path: str | os.PathLike[str],
+    level: Level = Level.STRUCTURE,
+    *,
+    required_keys: Sequence[str] = (),
+    architectures: Table | None = None,
+) -> Inspection:
     """Inspect one file in this process. Nothing in it is executed; at level `structure` no tensor is read.
 
     A hostile file can exhaust the memory, the stack or the time of the process that parses it (see `unpickle`); where
@@ -44,6 +53,8 @@ def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCT
     Args:
         path: a regular file, or a link to one.
         level: how much to verify: `structure`, `checksum` or `weights`.
+        required_keys: keys of the state dict, or prefixes of such (`model.encoder`), that must be there.
+        architectures: what models are recognised by (`load_table`); by default the packaged table.
 
     Raises:
         Unreadable: the file cannot be opened or read, or is no regular file.
@@ -54,7 +65,7 @@ def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCT
     for attempt in itertools.count(1):
         fd = _open(path)
         try:
-            return inspect_opened(fd, os.fspath(path), level)
+            return inspect_opened(fd, os.fspath(path), level, required_keys=required_keys, architectures=architectures)
         except Changed:
             if attempt == _ATTEMPTS:
                 raise
@@ -64,7 +75,13 @@ def inspect_checkpoint(path: str | os.PathLike[str], level: Level = Level.STRUCT
 
 
 def inspect_opened(
-    fd: int, checkpoint_path: str, level: Level = Level.STRUCTURE, reading: Reading | None = None
+    fd: int,
+    checkpoint_path: str,
+    level: Level = Level.STRUCTURE,
+    reading: Reading | None = None,
+    *,
+    required_keys: Sequence[str] = (),
+    architectures: Table | None = None,
 ) -> Inspection:
     """Inspect an opened file. Whatever it contains becomes findings, never an exception.
 
@@ -73,6 +90,8 @@ def inspect_opened(
         checkpoint_path: for people; never opened.
         level: how much to verify: `structure`, `checksum` or `weights`.
         reading: how fast, and past the page cache or not; by default as fast as it goes.
+        required_keys: keys of the state dict, or prefixes of such (`model.encoder`), that must be there.
+        architectures: what models are recognised by (`load_table`); by default the packaged table.
 
     Raises:
         Changed: the file was modified meanwhile; look again.
@@ -83,6 +102,7 @@ def inspect_opened(
     reader = FileReader(fd, reading)
     with _no_garbage_collection():
         inspection = _inspect(reader, checkpoint_path, level)
+        inspection = judge_architecture(inspection, required_keys, architectures or load_table())
     reader.check_unchanged()
     return inspection
 
@@ -93,6 +113,9 @@ def inspect_directory(
     checkpoint_path: str,
     level: Level = Level.STRUCTURE,
     reading: Reading | None = None,
+    *,
+    required_keys: Sequence[str] = (),
+    architectures: Table | None = None,
 ) -> Inspection:
     """Inspect a checkpoint that is a directory. Whatever its files contain becomes findings, never an exception.
 
@@ -102,6 +125,8 @@ def inspect_directory(
         checkpoint_path: of the directory; its last part has a say in what the directory is. Never opened.
         level: how much to verify: `structure`, `checksum` or `weights`.
         reading: how fast, and past the page cache or not; by default as fast as it goes.
+        required_keys: keys of the state dict, or prefixes of such (`model.encoder`), that must be there.
+        architectures: what models are recognised by (`load_table`); by default the packaged table.
 
     Raises:
         Changed: a file was modified since its identity was taken; look again.
@@ -114,6 +139,7 @@ def inspect_directory(
         raise Changed(f"a file of {checkpoint_path} was modified since it was opened")
     with _no_garbage_collection():
         inspection = inspect_members(parts, readers, directory, checkpoint_path, level, _inspect)
+        inspection = judge_architecture(inspection, required_keys, architectures or load_table())
     for reader in readers.values():
         reader.check_unchanged()
     return inspection
@@ -241,9 +267,8 @@ def _inspect_archive(archive: torch_zip.Archive, sealed: Inspection) -> tuple[In
 
 
 def _inspect_records(archive: torch_zip.Archive, sealed: Inspection) -> tuple[Inspection, Located | None]:
-    if archive.find("constants.pkl") is not None:
-        found = (finding("format.unsupported", "the file is a TorchScript program, as torch.jit.save writes"),)
-        return msgspec.structs.replace(sealed, format=Format.TORCHSCRIPT, findings=found), None
+    if torchscript.looks_like_program(archive):
+        return inspect_program(archive, sealed, _read_pickle)
     index = archive.find("data.pkl")
     if index is None:
         found = (finding("format.unknown", "the file is a zip archive, but without the data.pkl of torch.save"),)
@@ -289,10 +314,11 @@ def _unread_pickles(archive: torch_zip.Archive) -> list[Finding]:
 
 
 def _read_pickle(archive: torch_zip.Archive, index: int) -> bytes:
-    """The bytes of data.pkl, once their size and checksum have been found right: damage makes a parser run wild."""
+    """The bytes of a pickle, once their size and checksum have been found right: damage makes a parser run wild."""
     size = archive.sizes[index]
     if size > MAX_PICKLE_BYTES:
-        raise Corrupt("pickle.limits", f"data.pkl has {size:,} bytes; at most {MAX_PICKLE_BYTES:,} are parsed")
+        name = clip(archive.names[index].removeprefix(f"{archive.stem}/"))
+        raise Corrupt("pickle.limits", f"{name} has {size:,} bytes; at most {MAX_PICKLE_BYTES:,} are parsed")
     data = archive.read(index)
     if archive.has_checksums and zlib.crc32(data) != archive.checksums[index]:
         raise Corrupt("archive.checksum_mismatch", mismatch_message(archive, index))

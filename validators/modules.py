@@ -1,4 +1,4 @@
-"""Pickled modules: of `torch.nn.Module` objects whose class was never imported, what their `state_dict()` would hold."""
+"""Pickled modules: what the `state_dict()` of a `torch.nn.Module` would hold, whose class was never imported."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -32,14 +32,14 @@ Splitter = Callable[[Opaque], Split | None]
 def split(value: Opaque) -> Split | None:
     """Take apart what may be a pickled module: torch/nn/modules/module.py, `Module.state_dict`.
 
-    Names of quantized modules are those of their attributes: what their `state_dict()` calls them only their code knows.
+    Packed weights of quantized modules have their attributes' names: what `state_dict()` calls them is in code only.
     """
     attributes = attributes_of(value)
     if attributes is None:
         return None
     transient = _elements(attributes.get("_non_persistent_buffers_set"))
     parameters, buffers, children = (attributes[key] for key in _TABLES)
-    packed = {key: kept for key, kept in attributes.items() if isinstance(kept, Opaque) and kept.name == _PACKED}
+    packed = {key: _unpacked(value) for key, value in attributes.items() if _is_packed(value)}
     persistent = ((key, buffer) for key, buffer in buffers.items() if type(key) is not str or key not in transient)
     others = ((key, value) for key, value in attributes.items() if key not in _TABLES and key not in packed)
     passing = ((key, buffer) for key, buffer in buffers.items() if type(key) is str and key in transient)
@@ -75,6 +75,14 @@ def attributes_of(value: Opaque) -> dict[Any, Any] | None:
     if isinstance(attributes, dict) and all(isinstance(attributes.get(table), dict) for table in _TABLES):
         return attributes
     return None
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, Opaque) and value.name == _PACKED
+
+
+def _unpacked(value: Opaque) -> Any:
+    return value.state[0] if type(value.state) is tuple and value.state else value.state
 
 
 def _elements(value: Any) -> frozenset[str]:

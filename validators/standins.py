@@ -15,7 +15,7 @@ from .tally import note_build, note_strange
 Unchecked = Any
 
 _MAX_MEMBERS = 100
-"""Classes below one name of a file; each costs a kilobyte. Nested classes and members of enums in real files are few."""
+"""Classes below one name of a file; each costs a kilobyte. Real files have few nested classes and members of enums."""
 _MAX_MEMBER_NAME = 1000
 
 

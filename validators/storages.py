@@ -45,7 +45,10 @@ class ArchiveStorages:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._prefix = f"{archive.stem}/data/"
+
+    def record(self, key: str) -> str:
+        """The record of a storage, below the stem."""
+        return f"data/{key}"
 
     @property
     def big_endian(self) -> bool:
@@ -64,7 +67,7 @@ class ArchiveStorages:
         return [0 if index is None else checksums[index] for index in self._indices(keys)]
 
     def read_part(self, key: str, start: int, size: int) -> bytes:
-        index = self._archive.find(f"data/{key}")
+        index = self._archive.find(self.record(key))
         return b"" if index is None else self._archive.read_part(index, start, size)
 
     def places(self, keys: Sequence[str]) -> list[Place | None]:
@@ -79,10 +82,10 @@ class ArchiveStorages:
         ]
 
     def label(self, key: str) -> str:
-        return f"record data/{clip(key)}"
+        return f"record {clip(self.record(key))}"
 
     def _indices(self, keys: Sequence[str]) -> list[int | None]:
-        prefix = self._prefix
+        prefix = f"{self._archive.stem}/data/"
         return list(map(self._archive.positions.get, [prefix + key for key in keys]))
 
 

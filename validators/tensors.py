@@ -7,7 +7,7 @@ import math
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Collection, Container, Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -210,10 +210,7 @@ class Collector:
 
 
 def _path(prefix: str, key: Any) -> str:
-    if type(key) is str:
-        text = clean(key[: MAX_NAME + 1])
-    else:
-        text = key_text(key)
+    text = clean(key[: MAX_NAME + 1]) if type(key) is str else key_text(key)
     path = f"{prefix}.{text}" if prefix else text
     if len(path) > MAX_NAME:
         raise Corrupt("pickle.limits", f"a value's name has more than {MAX_NAME} characters: {clip(path, 80)}")
@@ -530,12 +527,11 @@ def _attributes(tensor: Any) -> Iterator[tuple[Any, Any]] | None:
 
 def _object_children(value: Opaque) -> Iterator[tuple[Any, Any]]:
     """State, items and arguments of an object, in that order, as if they were its attributes."""
-    states = value.state if type(value.state) is tuple else (value.state,)
-    for state in islice(states, 2):
-        if isinstance(state, dict):
-            yield from state.items()
-        elif state is not None:
-            yield "state", state
+    states = value.state if type(value.state) is tuple and len(value.state) == 2 else (value.state,)
+    if all(state is None or isinstance(state, dict) for state in states):  # attributes, those in `__slots__` apart
+        yield from chain.from_iterable(state.items() for state in states if state is not None)
+    else:
+        yield "state", value.state
     yield from value.items.items()
     yield from enumerate(value.extra)
     yield from enumerate(value.args)
