@@ -1,0 +1,399 @@
+"""The table of architectures: read from YAML, checked, and compiled into keys to look up; nothing is searched for."""
+
+import functools
+import hashlib
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import yaml
+
+MAX_TABLE_BYTES = 1 << 20
+MAX_ROWS = 20_000
+"""Keys that one layout may come to, its lists written out; the longest of ours has 300."""
+DEFAULT_THRESHOLD = 0.99
+
+_PACKAGED = os.path.join(os.path.dirname(__file__), "architectures.yaml")
+PARTS = ("encoder", "decoder", "head")
+_SETS = {"<wb>": "<weight,bias>", "<bn>": "<weight,bias,running_mean,running_var>"}
+_LAST, _COUNTER = ".running_var", ".num_batches_tracked"
+"""What a batch norm has since torch 0.4.1 besides its statistics: there or not, it says nothing."""
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_PRODUCT = re.compile(r"<([^<>]*)>")
+_NUMBERED = re.compile(r"#([0-9]{0,3})")
+_TOKEN = re.compile(r"(?:(?P<number>[0-9]{1,9})|(?P<any>_)|(?P<name>[a-z]+)(?:\*(?P<factor>[0-9]{1,6}))?)\Z")
+
+_CSAFE: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, seven times as fast, where PyYAML was built with it."""
+
+
+class TableError(ValueError):
+    """Raised when a table of architectures cannot be used; the message names the file, the entry and what is wrong."""
+
+
+Dim = int | None | tuple[str, int]
+"""One side of a tensor: its length, any, or (name, factor): so many times what stands under the name."""
+
+
+class Shape(msgspec.Struct, frozen=True, gc=False):
+    """What a tensor's shape must be."""
+
+    dims: tuple[Dim, ...]
+    open_ended: bool = False
+    """Any further sides may follow."""
+    exact: tuple[int, ...] | None = None
+    """All of it, where it is nothing but numbers."""
+    tail: tuple[int, ...] | None = None
+    """What comes after sides of any length, where it is nothing but numbers."""
+
+
+_ANY = Shape((), open_ended=True)
+
+
+class Loop(msgspec.Struct, frozen=True):
+    """Keys that repeat in each numbered block: `before`, the number, and the rest."""
+
+    before: str
+    start: int
+    rows: tuple[tuple[str, Shape], ...]
+    """(rest of the key, shape); the first one tells how many blocks there are."""
+    optional: tuple[tuple[str, Shape], ...] = ()
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """One member of a family: what it is called, and by what it is known."""
+
+    name: str
+    blocks: tuple[int, ...] = ()
+    """Of each loop, in order; none given: any."""
+    values: dict[str, tuple[int, ...]] = {}
+    family: str = ""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """One library's names for the tensors of one family."""
+
+    family: str
+    part: str
+    threshold: float
+    closed: bool
+    generic: bool
+    label: str
+    """For messages: which entry it is from."""
+    keys: tuple[tuple[str, Shape], ...]
+    """Each must be there."""
+    subtrees: tuple[str, ...]
+    """Something must be below each of these modules."""
+    loops: tuple[Loop, ...]
+    optional: tuple[tuple[str, Shape], ...]
+    optional_subtrees: tuple[str, ...]
+    never: tuple[str, ...]
+    any_of: tuple[str, ...]
+    variants: tuple[Variant, ...]
+    heads: frozenset[str]
+    """First segments of what must be there."""
+    owned: frozenset[str]
+    """First segments of everything that it names."""
+
+
+class Combination(msgspec.Struct, frozen=True):
+    """What a model of these parts is called."""
+
+    name: str
+    parts: dict[str, tuple[str, ...]]
+
+
+class Table(msgspec.Struct, frozen=True):
+    """Everything that recognition knows."""
+
+    by_head: dict[str, tuple[Layout, ...]]
+    """The first segment of a layout's first key → the layouts."""
+    combinations: tuple[Combination, ...]
+    wrappers: frozenset[str]
+    digest: str
+    """Of the files that it was made from."""
+
+
+class _LayoutEntry(msgspec.Struct, forbid_unknown_fields=True):
+    expect: str
+    optional: str = ""
+    never: str = ""
+    any_of: str = ""
+    also: str = ""
+    variants: str = ""
+
+
+class _FamilyEntry(msgspec.Struct, forbid_unknown_fields=True):
+    part: str
+    layouts: list[_LayoutEntry]
+    threshold: float = DEFAULT_THRESHOLD
+    closed: bool = False
+    generic: bool = False
+    family: str = ""
+    variants: str = ""
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    families: dict[str, _FamilyEntry] = {}
+    models: str = ""
+    wrappers: str = ""
+
+
+def load_table(path: str | None = None) -> Table:
+    """The packaged table, extended by the file at `path`.
+
+    Args:
+        path: a YAML file of the same form; None for the packaged table alone, which is made once in a process.
+
+    Raises:
+        TableError: the file cannot be read, or an entry of it cannot be used.
+    """
+    if path is None:
+        return _packaged_table()
+    with_packaged = [(_PACKAGED, _read(_PACKAGED)), (path, _read(path))]
+    return _compile(with_packaged)
+
+
+@functools.cache
+def _packaged_table() -> Table:
+    return _compile([(_PACKAGED, _read(_PACKAGED))])
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_TABLE_BYTES + 1)
+    except OSError as error:
+        raise TableError(f"{path} cannot be read ({error.strerror}); name an existing file") from None
+    if len(data) > MAX_TABLE_BYTES:
+        raise TableError(f"{path} is larger than 1 MiB; it is no table of architectures")
+    return data
+
+
+def _compile(files: list[tuple[str, bytes]]) -> Table:
+    families: dict[str, tuple[str, _FamilyEntry]] = {}
+    combinations: dict[str, Combination] = {}
+    wrappers: set[str] = set()
+    for path, data in files:
+        parsed = _parse(path, data)
+        families |= {name: (f"{path}: families.{name}", entry) for name, entry in parsed.families.items()}
+        combinations |= {one.name: one for one in _combinations(path, parsed.models)}
+        wrappers.update(parsed.wrappers.split())
+    by_head: dict[str, list[Layout]] = {}
+    for name, (label, entry) in families.items():
+        for layout in _layouts(name, entry, label):
+            by_head.setdefault(_first_head(layout), []).append(layout)
+    return Table(
+        by_head={head: tuple(layouts) for head, layouts in by_head.items()},
+        combinations=tuple(combinations.values()),
+        wrappers=frozenset(wrappers),
+        digest=hashlib.blake2b(b"\0".join(data for _, data in files), digest_size=16).hexdigest(),
+    )
+
+
+def _parse(path: str, data: bytes) -> _File:
+    try:
+        loaded = yaml.load(data, _CSAFE)  # noqa: S506 - one of PyYAML's safe loaders
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise TableError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct the file") from None
+    try:
+        return msgspec.convert({} if loaded is None else loaded, _File)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise TableError(f"{path}: {error}; see the head of {_PACKAGED} for the form") from None
+
+
+def _first_head(layout: Layout) -> str:
+    first = layout.keys[0][0] if layout.keys else (layout.subtrees[0] if layout.subtrees else layout.loops[0].before)
+    return _head(first)
+
+
+def _head(key: str) -> str:
+    return key.partition(".")[0]
+
+
+# ---- one family ------------------------------------------------------------------------------------------------
+
+
+def _layouts(name: str, entry: _FamilyEntry, label: str) -> Iterator[Layout]:
+    if entry.part not in PARTS:
+        raise TableError(f"{label}: part is {entry.part!r}; write one of {', '.join(PARTS)}")
+    if not 0 < entry.threshold <= 1:
+        raise TableError(f"{label}: threshold is {entry.threshold}; write a share above 0, at most 1")
+    for number, written in enumerate(entry.layouts):
+        where = f"{label}.layouts[{number}]"
+        for changed in _respelled(written, where):
+            yield _layout(name, entry, changed, where)
+
+
+def _respelled(layout: _LayoutEntry, label: str) -> Iterator[_LayoutEntry]:
+    yield layout
+    for spelling in filter(None, map(str.strip, layout.also.split("|"))):
+        expect, optional = layout.expect, layout.optional
+        for change in spelling.split():
+            old, equals, new = change.partition("=")
+            if not old or not equals:
+                raise TableError(f"{label}: also holds {change!r}; write old=new")
+            expect, optional = expect.replace(old, new), optional.replace(old, new)
+        yield msgspec.structs.replace(layout, expect=expect, optional=optional, also="")
+
+
+def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -> Layout:
+    expected = list(_rows(written.expect, f"{label}.expect"))
+    optional = list(_rows(written.optional, f"{label}.optional"))
+    optional += [(key[: -len(_LAST)] + _COUNTER, _ANY) for key, _ in (*expected, *optional) if key.endswith(_LAST)]
+    if not expected:
+        raise TableError(f"{label}: expect names no key")
+    loops = _loops(expected, optional, label)
+    family = entry.family or name
+    variants = tuple(_variants(written.variants or entry.variants, family, len(loops), f"{label}.variants"))
+    heads = frozenset(_head(key) for key, _ in expected)
+    if any("#" in head for head in heads):
+        raise TableError(f"{label}: a key begins with a number (#); name the module that holds the blocks")
+    return Layout(
+        family=family,
+        part=entry.part,
+        threshold=entry.threshold,
+        closed=entry.closed,
+        generic=entry.generic or not variants,
+        label=label,
+        keys=tuple((key, shape) for key, shape in expected if shape is not None and "#" not in key),
+        subtrees=tuple(key for key, shape in expected if shape is None),
+        loops=loops,
+        optional=tuple((key, shape) for key, shape in optional if shape is not None and "#" not in key),
+        optional_subtrees=tuple(key for key, shape in optional if shape is None),
+        never=tuple(written.never.split()),
+        any_of=tuple(written.any_of.split()),
+        variants=variants,
+        heads=heads,
+        owned=heads | {_head(key) for key, _ in optional},
+    )
+
+
+def _loops(
+    expected: list[tuple[str, Shape | None]], optional: list[tuple[str, Shape | None]], label: str
+) -> tuple[Loop, ...]:
+    grouped: dict[tuple[str, int], tuple[list[tuple[str, Shape]], list[tuple[str, Shape]]]] = {}
+    for is_optional, rows in enumerate((expected, optional)):
+        for key, shape in rows:
+            if "#" not in key:
+                continue
+            numbers = list(_NUMBERED.finditer(key))
+            if len(numbers) != 1 or shape is None:
+                raise TableError(f"{label}: {key!r} has several numbers (#), or a number and .**; write one")
+            start = int(numbers[0][1] or 0)
+            before, after = key[: numbers[0].start()], key[numbers[0].end() :]
+            if is_optional and (before, start) not in grouped:
+                raise TableError(f"{label}: {key!r} is optional, but no key of the same blocks is expected")
+            grouped.setdefault((before, start), ([], []))[is_optional].append((after, shape))
+    return tuple(Loop(before, start, tuple(rows), tuple(more)) for (before, start), (rows, more) in grouped.items())
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------
+
+
+def _rows(text: str, label: str) -> Iterator[tuple[str, Shape | None]]:
+    """(key, shape) of each line with its lists written out; no shape for a subtree. Counters of batch norms apart."""
+    n = 0
+    for line in text.splitlines():
+        key, _, shape = line.partition("#  ")[0].strip().partition(" ")
+        if not key:
+            continue
+        if key.endswith(".**"):
+            yield _subtree(key, shape, label), None
+            continue
+        for keys, one_shape in _written_out(key, shape, label):
+            n += len(keys)
+            if n > MAX_ROWS:
+                raise TableError(f"{label}: {key!r} comes to more than {MAX_ROWS:,} keys")
+            try:
+                checked = _shape(one_shape)
+            except ValueError as error:
+                raise TableError(f"{label}: {key!r}: {error}") from None
+            for one_key in keys:
+                yield one_key, checked
+
+
+def _subtree(key: str, shape: str, label: str) -> str:
+    module = key.removesuffix(".**")
+    if shape or not module or "." in module or "#" in module:
+        raise TableError(f"{label}: {key!r} must be one module and .**, without a shape")
+    return module
+
+
+def _written_out(key: str, shape: str, label: str) -> Iterator[tuple[list[str], str]]:
+    for name, members in _SETS.items():
+        key = key.replace(name, members)
+    for one_key, one_shape in _zipped(key, shape, label):
+        # Split at the sets: text, members, text, members, … text.
+        pieces = _PRODUCT.split(one_key)
+        if math.prod(piece.count(",") + 1 for piece in pieces[1::2]) > MAX_ROWS:
+            raise TableError(f"{label}: {key!r} comes to more than {MAX_ROWS:,} keys")
+        choices = [piece.split(",") if at % 2 else (piece,) for at, piece in enumerate(pieces)]
+        yield list(map("".join, itertools.product(*choices))), one_shape
+
+
+def _zipped(key: str, shape: str, label: str) -> Iterable[tuple[str, str]]:
+    pieces = _BRACES.split(f"{key}\n{shape}")
+    lists = [piece.split(",") for piece in pieces[1::2]]
+    if not lists:
+        return [(key, shape)]
+    if len({len(one) for one in lists}) > 1:
+        raise TableError(f"{label}: the lists of {key!r} have different lengths")
+    columns = [lists[at // 2] if at % 2 else itertools.repeat(piece) for at, piece in enumerate(pieces)]
+    return [("".join(row).split("\n", 1)[0], "".join(row).split("\n", 1)[1]) for row in zip(*columns, strict=False)]
+
+
+@functools.lru_cache(maxsize=4096)
+def _shape(text: str) -> Shape:
+    dims: list[Dim] = []
+    tokens = text.split()
+    open_ended = bool(tokens) and tokens[-1] == "..."
+    for token in tokens[:-1] if open_ended else tokens:
+        match = _TOKEN.match(token)
+        if match is None:
+            raise ValueError(f"{token!r} is no side of a shape; write a number, _, name or name*2")
+        if match["name"]:
+            dims.append((match["name"], int(match["factor"] or 1)))
+        else:
+            dims.append(int(match["number"]) if match["number"] else None)
+    if not tokens:
+        raise ValueError("the shape is missing; write `...` for any")
+    numbers = tuple(dim for dim in dims if isinstance(dim, int))
+    if open_ended or dims[: len(dims) - len(numbers)].count(None) + len(numbers) < len(dims):
+        return Shape(tuple(dims), open_ended)
+    return Shape(tuple(dims), exact=numbers if len(numbers) == len(dims) else None, tail=numbers)
+
+
+# ---- variants and combinations ---------------------------------------------------------------------------------
+
+
+def _variants(text: str, family: str, n_loops: int, label: str) -> Iterator[Variant]:
+    for line in text.splitlines():
+        name, *words = line.split() or [""]
+        if not name:
+            continue
+        blocks = tuple(int(word) for word in words if word.isdecimal() and len(word) < 6)
+        named = dict(word.split("=", 1) for word in words if "=" in word)
+        if len(blocks) + len(named) != len(words) or len(blocks) not in (0, n_loops):
+            raise TableError(f"{label}: {name} needs {n_loops} numbers of blocks, or none, then name=number")
+        own_family = named.pop("family", family)
+        try:
+            values = {key: tuple(map(int, value.split("|"))) for key, value in named.items()}
+        except ValueError:
+            raise TableError(f"{label}: {name} has a value that is no number") from None
+        yield Variant(name, blocks, values, own_family)
+
+
+def _combinations(path: str, text: str) -> Iterator[Combination]:
+    for line in text.splitlines():
+        name, *words = line.split() or [""]
+        if not name:
+            continue
+        parts = dict(word.partition("=")[::2] for word in words)
+        if not parts or not set(parts) <= set(PARTS) or not all(parts.values()):
+            raise TableError(f"{path}: models: {name} needs part=name, with a part of {', '.join(PARTS)}")
+        yield Combination(name, {part: tuple(names.split("|")) for part, names in parts.items()})
