@@ -1,12 +1,14 @@
 """build_catalog: the whole job as one library call, without a daemon: walk, describe, and write what is asked for."""
 
 import contextlib
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from ckptd.validators.architectures import load_table
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import Finding, Severity, finding
 from ckptd.validators.inspection import Level, Seal
@@ -56,6 +58,10 @@ class CatalogOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Write the missing ones, and replace ours that are stale. Others' are never touched."""
     long_sidecar_names: bool = True
     write_index: bool = False
+    required_keys: tuple[str, ...] = ()
+    """Keys or prefixes of keys (`model.encoder`) that every state dict must have; what lacks one is invalid."""
+    architectures: str | None = None
+    """A YAML file that extends the table by which models are recognised (see `validators/architectures.yaml`)."""
     abandoned_s: float = 60.0
     """An incomplete file that was not modified for so long is invalid; before, it is being written."""
 
@@ -89,7 +95,7 @@ class CatalogResult(msgspec.Struct, frozen=True, kw_only=True):
 def build_catalog(
     options: CatalogOptions,
     *,
-    describe: Describe = describe_opened,
+    describe: Describe | None = None,
     on_progress: Progress | None = None,
 ) -> CatalogResult:
     """Build the catalog of some trees.
@@ -99,13 +105,16 @@ def build_catalog(
     Args:
         options: What to build.
         describe: The job for one checkpoint. The default parses in this process, which a hostile file can take down;
-            the daemon's pool offers the same call in a sandboxed child.
+            the daemon's pool offers the same call in a sandboxed child (and knows its own `architectures`).
         on_progress: Called after each checkpoint.
 
     Raises:
         RootError: a root exists and is not a directory.
+        TableError: `options.architectures` cannot be used.
     """
     began = time.perf_counter()
+    if describe is None:
+        describe = functools.partial(describe_opened, architectures=load_table(options.architectures))
     roots, warnings = resolve_roots(options.roots)
     build = _Build(options, roots, describe, on_progress)
     build.warnings += warnings
@@ -272,6 +281,7 @@ class _Build:
             relative_path=target.path,
             level=self._options.level,
             trust_sidecar=self._options.trust_sidecars,
+            required_keys=self._options.required_keys,
         )
 
     def _with_link(self, target: _Target, identities: Identities) -> Identities:

@@ -44,6 +44,8 @@ class _Facts(msgspec.Struct, frozen=True):
 
 _WANDB_RUN = re.compile(r"wandb/(?:offline-)?run-[0-9]{8}_[0-9]{6}-([^/]+)/")
 _NOT_FACTS = ("schema_version", "checkpoint_path", "metrics", "source")
+_RECOGNIZED = {"encoder": "model.encoder.model_name", "decoder": "model.decoder.name", "head": "model.head.name"}
+"""Part → where its name goes."""
 _CONFIG_HOLDERS = ("config", "cfg", "hparams")
 
 
@@ -51,8 +53,9 @@ def derive_metadata(inspection: Inspection, around: Surroundings) -> Derived:
     """Collect what is known of a checkpoint; for each field the first source that knows it wins.
 
     In order: a sidecar that is not ours (`sidecar`), the checkpoint itself (`checkpoint`), the config beside it
-    (`config`), its file name (`file_name`), its place in the tree (`layout`); `created_at` is the file's modification
-    time (`file`) unless a sidecar knows better. What nobody knows is null.
+    (`config`), what its tensors are recognised as (`checkpoint` again: names that people gave come before names by
+    which ckptd knows a model), its file name (`file_name`), its place in the tree (`layout`); `created_at` is the
+    file's modification time (`file`) unless a sidecar knows better. What nobody knows is null.
     """
     fields: dict[str, Plain] = {}
     metrics: dict[str, float] = {}
@@ -80,6 +83,7 @@ def _sources(inspection: Inspection, around: Surroundings) -> Iterator[_Facts]:
     yield _checkpoint_facts(inspection, around.checkpoint_path)
     yield _config_facts("checkpoint", inspection.hyper_parameters)
     yield _config_facts("config", around.config)
+    yield _recognition_facts(inspection)
     yield _file_name_facts(parse_file_name(around.relative_path))
     yield _layout_facts(around)
     yield _Facts("file", {"created_at": rfc3339(inspection.identity.mtime_ns)})
@@ -96,7 +100,6 @@ def _checkpoint_facts(inspection: Inspection, checkpoint_path: str) -> _Facts:
     fields: dict[str, Plain] = {
         "training.epoch": inspection.epoch,
         "training.global_step": inspection.global_step,
-        "model.architecture": inspection.architecture,
     }
     metrics: dict[str, float] = {}
     savers = [callback for callback in inspection.callbacks if callback.kind.endswith("ModelCheckpoint")]
@@ -114,6 +117,16 @@ def _checkpoint_facts(inspection: Inspection, checkpoint_path: str) -> _Facts:
             "checkpointing.save_last": keys.plain("save_last"),
         }
     return _Facts("checkpoint", fields, metrics | {k: v for k, v in inspection.metrics.items() if k not in metrics})
+
+
+def _recognition_facts(inspection: Inspection) -> _Facts:
+    """The model and its parts, as their tensors show them; a part that is there in two kinds has no one name."""
+    fields: dict[str, Plain] = {"model.architecture": inspection.architecture}
+    for part, field in _RECOGNIZED.items():
+        names = {found.name for found in inspection.recognized if found.part == part}
+        if len(names) == 1:
+            fields[field] = names.pop()
+    return _Facts("checkpoint", fields)
 
 
 def score_of(saver: CallbackState, checkpoint_path: str) -> float | None:

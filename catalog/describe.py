@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from ckptd.validators.architectures import Table
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import Finding, Severity, finding
 from ckptd.validators.formats.sharded import directory_identity
@@ -59,10 +60,15 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
 # ---- the job ---------------------------------------------------------------------------------------------------
 
 
-def describe_opened(request: DescribeRequest, files: OpenedFiles) -> Description:
+def describe_opened(request: DescribeRequest, files: OpenedFiles, *, architectures: Table | None = None) -> Description:
     """Describe a checkpoint from its opened files.
 
     Never raises for anything that a file contains: a broken checkpoint, sidecar or config is a finding.
+
+    Args:
+        request: what is asked.
+        files: opened; the caller closes them.
+        architectures: what models are recognised by; by default the packaged table.
 
     Raises:
         Changed: the checkpoint was modified meanwhile; look again.
@@ -72,7 +78,7 @@ def describe_opened(request: DescribeRequest, files: OpenedFiles) -> Description
     config = _read_config(request.config_name, files.config)
     inspection = _from_sidecar(request, files, sidecars)
     if inspection is None:
-        inspection = _inspect(request, files)
+        inspection = _inspect(request, files, architectures)
     return _assemble(request, inspection, sidecars, config)
 
 
@@ -153,12 +159,25 @@ def sidecar_for(
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
-def _inspect(request: DescribeRequest, files: OpenedFiles) -> Inspection:
+def _inspect(request: DescribeRequest, files: OpenedFiles, architectures: Table | None) -> Inspection:
     if not is_directory(files.checkpoint):
-        return inspect_opened(files.checkpoint, request.checkpoint_path, request.level)
+        return inspect_opened(
+            files.checkpoint,
+            request.checkpoint_path,
+            request.level,
+            required_keys=request.required_keys,
+            architectures=architectures,
+        )
     directory = _directory(request, files)
     parts = parts_of(request.shards, files.shards)
-    inspection = inspect_directory(parts, directory, request.checkpoint_path, request.level)
+    inspection = inspect_directory(
+        parts,
+        directory,
+        request.checkpoint_path,
+        request.level,
+        required_keys=request.required_keys,
+        architectures=architectures,
+    )
     if _directory(request, files) != directory:
         raise Changed("the directory was modified while its files were read")
     return inspection
@@ -222,8 +241,8 @@ def _identity(fd: int) -> FileIdentity:
 
 def _from_sidecar(request: DescribeRequest, files: OpenedFiles, sidecars: Sequence[_Sidecar]) -> Inspection | None:
     """The fast path: a sidecar of ours that was written for exactly this state of the file."""
-    if not request.trust_sidecar:
-        return None
+    if not request.trust_sidecar or request.required_keys:
+        return None  # a sidecar does not say which keys there are
     identity = _whole_identity(request, files)
     for sidecar in sidecars:
         if _status(sidecar, identity.size, None) is not SidecarStatus.OURS or sidecar.parsed is None:
