@@ -11,15 +11,17 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import blake3
 import msgspec
 
 from . import crc
 from .checks import safety
-from .checks.checksum import digest_file, mismatch_message, mismatches, verify_archive
+from .checks.checksum import digest_file, mismatch_message
 from .checks.structure import check_structure
 from .errors import Corrupt, Incomplete
 from .formats import dcp, safetensors, torch_zip
-from .inspection import Level
+from .inspection import Inspection, Level, TensorInfo
+from .levels import Located, verify_archive_contents
 from .members import Gathered, Members, listed
 from .plain import clip
 from .ranges import RangeReader
@@ -37,11 +39,13 @@ _HEAD_BYTES = 9
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Where the bytes of one chunk are, and their CRC-32 where the shard carries one."""
+    """What is kept of one chunk: an archive of 256 KB and less is in memory whole, and there may be 20,000 of them."""
 
-    storages: Storages
-    key: str
     checksum: int | None
+    """CRC-32 of its bytes, where the shard carries one."""
+    storages: Storages | None
+    """Only of single numbers, whose values may be asked for."""
+    key: str
 
 
 class ItemStorages:
@@ -63,7 +67,8 @@ class ItemStorages:
         self._labels[key] = name
         if len(pieces) == 1 and pieces[0] is not None:
             self._pieces[key] = pieces[0]
-            self.big_endian = pieces[0].storages.big_endian
+            if pieces[0].storages is not None:
+                self.big_endian = pieces[0].storages.big_endian
         storage = Storage(("storage", tensor.dtype, key, "cpu", numel))
         return Tensor(storage, 0, tensor.shape, contiguous_stride(tensor.shape), tensor.requires_grad)
 
@@ -87,7 +92,9 @@ class ItemStorages:
         if key in self._inner:
             return self._inner[key][1].read_part(self._inner[key][0], start, size)
         piece = self._pieces.get(key)
-        return b"" if piece is None else piece.storages.read_part(piece.key, start, size)
+        if piece is None or piece.storages is None:
+            return b""
+        return piece.storages.read_part(piece.key, start, size)
 
     def places(self, keys: Sequence[str]) -> list[Place | None]:
         """None: a place lies in one file, and these tensors may lie in many."""
@@ -108,14 +115,48 @@ class Items(msgspec.Struct):
     storages: ItemStorages
 
 
+_Item = tuple[str, dcp.Chunk | None, dcp.Extent]
+
+
 def read_items(contents: dcp.Contents, members: Members, gathered: Gathered) -> Items:
-    """Read every extent that can be read: its archive, its pickle, and at level `checksum` every byte.
+    """Read the archive and the pickle of every extent that can be read.
 
     What is wrong with one of them becomes a finding; the others are read all the same.
     """
     reader = _ItemReader(contents, members, gathered)
-    reader.read()
+    by_shard = _by_shard(contents)
+    absent = [shard for shard in by_shard if shard not in members]
+    if absent:
+        named = f"{len(absent):,} of {len(by_shard):,} shards named in the metadata are not there"
+        gathered.missing(f"{named}: {listed([members.prefix + shard for shard in absent])}")
+    for shard, items in by_shard.items():
+        if shard in members:
+            reader.read_shard(shard, items)
     return reader.items()
+
+
+def verify_items(contents: dcp.Contents, members: Members, gathered: Gathered, roles: dict[str, str]) -> None:
+    """Read every byte of every shard: items against their checksums, at level `weights` also every value.
+
+    Args:
+        contents: of the metadata.
+        members: the files.
+        gathered: takes the findings, and for each shard the digest of what was read.
+        roles: fully qualified name → part of the checkpoint, where the tensors have been described.
+    """
+    for shard, items in _by_shard(contents).items():
+        reader = members.readers.get(shard)
+        if reader is not None:
+            verifier = _ShardVerifier(reader, members.prefix + shard, members.level, gathered, roles)
+            gathered.digests[members.prefix + shard] = verifier.verify(items)
+
+
+def _by_shard(contents: dcp.Contents) -> dict[str, list[_Item]]:
+    """The items of each shard, by their place in it."""
+    by_shard: dict[str, list[_Item]] = {}
+    for item in sorted(contents.extents(), key=lambda item: (item[2].shard, item[2].offset)):
+        by_shard.setdefault(item[2].shard, []).append(item)
+    return by_shard
 
 
 class _ItemReader:
@@ -125,87 +166,60 @@ class _ItemReader:
         self._gathered = gathered
         self._storages = ItemStorages()
         self._values: dict[str, Any] = {}
-        self._pieces: dict[dcp.Extent, dict[str, Piece]] = {}
+        self._pieces: dict[tuple[str, tuple[int, ...]], Piece] = {}
         self._texts: dict[tuple[str, int], safetensors.Contents | None] = {}
         self._names: dict[str, None] = {}
         self._unproved = False
-        self._verified: dict[str, list[tuple[int, int, str]]] = {}
 
-    def read(self) -> None:
-        by_shard: dict[str, list[tuple[str, dcp.Chunk | None, dcp.Extent]]] = {}
-        for item in self._contents.extents():
-            by_shard.setdefault(item[2].shard, []).append(item)
-        absent = sorted(shard for shard in by_shard if shard not in self._members)
-        if absent:
-            named = f"{len(absent):,} of {len(by_shard):,} shards named in the metadata are not there"
-            self._gathered.missing(f"{named}: {listed(absent)}")
-        for shard, items in sorted(by_shard.items()):
-            if shard in self._members:
-                items.sort(key=lambda item: item[2].offset)
-                self._read_shard(shard, items)
+    def items(self) -> Items:
+        """Everything that was read; what loading the pickles would do has then been judged."""
         judgement = safety.judge(self._names, not self._unproved)
         self._gathered.judge(judgement.safety, judgement.unsafe_globals, judgement.imports)
         self._gathered.findings += judgement.findings
-        self._digest_shards()
-
-    def items(self) -> Items:
         leaves: dict[str, Any] = dict(self._values)
         for index, (name, tensor) in enumerate(self._contents.tensors.items()):
-            pieces = [self._pieces.get(chunk.extent, {}).get(name) for chunk in tensor.chunks]
+            pieces = [self._pieces.get((name, chunk.offsets)) for chunk in tensor.chunks]
             leaves[name] = self._storages.add(f"tensor {index}", name, tensor, pieces)
         return Items(leaves, self._storages)
 
-    def _read_shard(self, shard: str, items: list[tuple[str, dcp.Chunk | None, dcp.Extent]]) -> None:
+    def read_shard(self, shard: str, items: list[_Item]) -> None:
+        """Read the items that lie in one shard."""
         size = self._members.size(shard)
         beyond = [name for name, _, extent in items if extent.offset + extent.length > size]
         if beyond:
             self._gathered.add(
                 "archive.truncated",
-                f"{shard} has {size:,} bytes, which do not reach over {len(beyond):,} of its {len(items):,} items: "
-                f"{listed(beyond)}",
+                f"{self._members.prefix}{shard} has {size:,} bytes, which do not reach over {len(beyond):,} of its "
+                f"{len(items):,} items: {listed(beyond)}",
             )
         reader = self._members.readers.get(shard)
         if reader is None:
-            self._skip(shard)
+            self._gathered.unopened.add(self._members.prefix + shard)
+            self._gathered.reach(Level.STRUCTURE)
+            self._unproved = True
             return
         for name, chunk, extent in items:
             if extent.offset + extent.length <= size:
                 try:
                     self._read_item(reader, name, chunk, extent)
                 except Corrupt as error:
-                    self._gathered.add(error.code, f"{shard}: {clip(name)}: {error.message}")
+                    self._gathered.add(error.code, f"{self._members.prefix}{shard}: {clip(name)}: {error.message}")
                     self._unproved = True
-
-    def _skip(self, shard: str) -> None:
-        self._gathered.unopened.add(shard)
-        self._gathered.unverified = True
-        self._unproved = True
 
     def _read_item(self, reader: FileReader, name: str, chunk: dcp.Chunk | None, extent: dcp.Extent) -> None:
         if extent.transformed:
-            self._gathered.add(
-                "archive.unverifiable", f"{extent.shard}: the items were transformed by an extension of their writer"
+            self._unverifiable(
+                f"{self._members.prefix}{extent.shard}: the items were transformed by an extension of their writer"
             )
-            self._gathered.unverified = True
+            self._gathered.reach(Level.STRUCTURE)
             self._unproved = True
             return
-        head = reader.read(extent.offset, _HEAD_BYTES)
-        if chunk is not None and not torch_zip.looks_like_archive(head) and safetensors.looks_like_safetensors(head):
+        if chunk is not None and _is_text(reader, extent):
             self._read_from_text(reader, name, chunk)
             return
-        source = torch_zip.Source(RangeReader(reader, extent.offset, extent.length))
-        try:
-            archive = torch_zip.read_archive(source, torch_zip.find_directory(source))
-        except Incomplete as error:
-            raise Corrupt("archive.malformed", "its extent holds no whole archive") from error
-        self._read_archive(archive, name, chunk, extent)
-
-    def _read_archive(self, archive: torch_zip.Archive, name: str, chunk: dcp.Chunk | None, extent: dcp.Extent) -> None:
+        archive = _open_archive(reader, extent)
         if not archive.has_checksums:
-            self._gathered.add("archive.unverifiable", f"{extent.shard}: the items carry no checksums")
-            self._gathered.unverified = True
-        elif self._members.level is not Level.STRUCTURE:
-            self._verify(archive, name, extent)
+            self._unverifiable(f"{self._members.prefix}{extent.shard}: the items carry no checksums")
         prefix = f"value {len(self._values)} "
         keys: list[str] = []
         inert = _load(archive, prefix if chunk is None else "", keys)
@@ -217,23 +231,19 @@ class _ItemReader:
             self._storages.add_value(prefix, archive, keys)
         else:
             piece = _piece(archive, name, chunk, self._contents.tensors[name], inert.value)
-            self._pieces.setdefault(extent, {})[name] = piece
+            self._pieces[name, chunk.offsets] = piece
 
-    def _verify(self, archive: torch_zip.Archive, name: str, extent: dcp.Extent) -> None:
-        verification = verify_archive(archive)
-        self._verified.setdefault(extent.shard, []).append((extent.offset, extent.length, verification.digest))
-        for code, message in mismatches(archive, verification, None):
-            self._gathered.add(code, f"{extent.shard}: {clip(name)}: {message}")
+    def _unverifiable(self, message: str) -> None:
+        self._gathered.add("archive.unverifiable", message)
 
     def _read_from_text(self, reader: FileReader, name: str, chunk: dcp.Chunk) -> None:
         """Safetensors state no extents: those in the metadata are the tensors' own sizes, at the beginning of all."""
         extent = chunk.extent
         place = (extent.shard, extent.offset)
-        source = torch_zip.Source(RangeReader(reader, extent.offset, reader.size - extent.offset))
+        source = _rest(reader, extent)
         if place not in self._texts:
             self._texts[place] = None
-            self._gathered.add("archive.unverifiable", f"{extent.shard}: safetensors carry no checksums")
-            self._gathered.unverified = True
+            self._unverifiable(f"{self._members.prefix}{extent.shard}: safetensors carry no checksums")
             try:
                 self._texts[place] = safetensors.read_contents(source)
             except Incomplete as error:
@@ -247,25 +257,93 @@ class _ItemReader:
         dtype = self._contents.tensors[name].dtype
         if tensor.shape != chunk.sizes or tensor.storage[1] is not dtype:
             raise _differs(chunk, dtype)
-        piece = Piece(RangeStorages(source, text.ranges), tensor.storage[2], None)
-        self._pieces.setdefault(extent, {})[name] = piece
+        is_number = math.prod(chunk.sizes) == 1
+        storages = RangeStorages(source, text.ranges) if is_number else None
+        self._pieces[name, chunk.offsets] = Piece(None, storages, tensor.storage[2])
 
-    def _digest_shards(self) -> None:
-        """A shard's digest is that of its items' digests, which were taken while their checksums were compared."""
-        for shard, parts in self._verified.items():
-            reader = self._members.readers[shard]
-            rows: list[tuple[int, int, str]] = []
-            position = 0
-            for offset, length, digest in sorted(parts):
-                if offset > position:
-                    between = torch_zip.Source(RangeReader(reader, position, offset - position))
-                    rows.append((position, offset - position, digest_file(between)))
-                rows.append((offset, length, digest))
-                position = max(position, offset + length)
-            if position < reader.size:
-                rest = torch_zip.Source(RangeReader(reader, position, reader.size - position))
-                rows.append((position, reader.size - position, digest_file(rest)))
-            self._gathered.digests[shard] = msgspec.json.encode(rows).decode()
+
+class _ShardVerifier:
+    """Reads one shard from front to back: extent by extent, and what lies between them."""
+
+    def __init__(self, reader: FileReader, shown: str, level: Level, gathered: Gathered, roles: dict[str, str]) -> None:
+        self._reader = reader
+        self._shown = shown
+        self._level = level
+        self._gathered = gathered
+        self._roles = roles
+        self._digest = blake3.blake3()
+        self._position = 0
+
+    def verify(self, items: list[_Item]) -> str:
+        """Verify items that are sorted by their place; return a digest of the whole shard.
+
+        It is that of its pieces' digests, which are taken while their checksums are compared.
+        """
+        for name, chunk, extent in items:
+            end = extent.offset + extent.length
+            if extent.offset < self._position or end > self._reader.size or extent.transformed:
+                continue
+            if chunk is not None and _is_text(self._reader, extent):
+                self._gathered.reach(Level.STRUCTURE)
+                continue
+            try:
+                archive = _open_archive(self._reader, extent)
+                located = self._located(archive, name, chunk)
+            except Corrupt:  # a finding says so already
+                continue
+            self._skip_to(extent.offset)
+            self._take(verify_archive_contents(archive, self._blank(name), located, self._level), name)
+            self._position = end
+        self._skip_to(self._reader.size)
+        return f"blake3:{self._digest.hexdigest()}"
+
+    def _located(self, archive: torch_zip.Archive, name: str, chunk: dcp.Chunk | None) -> Located | None:
+        """The chunk in an archive, if a chunk it is.
+
+        Raises:
+            Corrupt: the pickle in it cannot be parsed.
+        """
+        inert = _load(archive, "", [])
+        if inert.failure is not None:
+            raise inert.failure
+        table, problems = make_table([name], [inert.value]) if chunk is not None else (None, [])
+        return None if table is None or problems else Located(table, ArchiveStorages(archive))
+
+    def _blank(self, name: str) -> Inspection:
+        role = self._roles.get(name, "other")
+        tensor = TensorInfo(name, "", (), (), "", 0, 0, role)
+        return Inspection(checkpoint_path="", identity=self._reader.identity, tensors=(tensor,))
+
+    def _take(self, verified: Inspection, name: str) -> None:
+        self._gathered.reach(verified.level)
+        for found in verified.findings:
+            message = f"{self._shown}: {clip(name)}: {found.message}"
+            self._gathered.findings.append(msgspec.structs.replace(found, message=message))
+        self._digest.update((verified.digest or "").encode())
+
+    def _skip_to(self, position: int) -> None:
+        """Digest what no item was verified in, up to `position`."""
+        if position > self._position:
+            between = torch_zip.Source(RangeReader(self._reader, self._position, position - self._position))
+            self._digest.update(f"{self._position} {digest_file(between)}".encode())
+            self._position = position
+
+
+def _is_text(reader: FileReader, extent: dcp.Extent) -> bool:
+    head = reader.read(extent.offset, _HEAD_BYTES)
+    return not torch_zip.looks_like_archive(head) and safetensors.looks_like_safetensors(head)
+
+
+def _rest(reader: FileReader, extent: dcp.Extent) -> torch_zip.Source:
+    return torch_zip.Source(RangeReader(reader, extent.offset, reader.size - extent.offset))
+
+
+def _open_archive(reader: FileReader, extent: dcp.Extent) -> torch_zip.Archive:
+    source = torch_zip.Source(RangeReader(reader, extent.offset, extent.length))
+    try:
+        return torch_zip.read_archive(source, torch_zip.find_directory(source))
+    except Incomplete as error:
+        raise Corrupt("archive.malformed", "its extent holds no whole archive") from error
 
 
 def _load(archive: torch_zip.Archive, prefix: str, keys: list[str]) -> InertPickle:
@@ -303,11 +381,12 @@ def _piece(archive: torch_zip.Archive, name: str, chunk: dcp.Chunk, tensor: dcp.
     if not table.names or table.shapes[0] != chunk.sizes or table.dtypes[0] is not tensor.dtype:
         raise _differs(chunk, tensor.dtype)
     key = table.keys[0]
+    is_number = table.numels[0] == 1
     index = archive.find(f"data/{key}")
     exact = index is not None and archive.sizes[index] == table.numels[0] * tensor.dtype.itemsize
     plain = exact and table.strides[0] == contiguous_stride(chunk.sizes)
     checksum = archive.checksums[index] if plain and index is not None and archive.has_checksums else None
-    return Piece(storages, key, checksum)
+    return Piece(checksum, storages if is_number else None, key)
 
 
 def _checksum(tensor: dcp.Tensor, pieces: Sequence[Piece | None]) -> int | None:

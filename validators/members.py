@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
+import blake3
 import msgspec
 
 from .checks.checksum import digest_file
@@ -29,12 +30,19 @@ class Members:
     """The files of a checkpoint directory, or of one directory inside it, by name."""
 
     def __init__(
-        self, parts: dict[str, Part], readers: dict[str, FileReader], level: Level, inspect: InspectFile
+        self,
+        parts: dict[str, Part],
+        readers: dict[str, FileReader],
+        level: Level,
+        inspect: InspectFile,
+        prefix: str = "",
     ) -> None:
         self.parts = parts
         self.readers = readers
         """Of those that were opened."""
         self.level = level
+        self.prefix = prefix
+        """What leads to this directory from the checkpoint, with the slash; put before names that people see."""
         self._inspect = inspect
 
     def __contains__(self, name: str) -> bool:
@@ -53,7 +61,7 @@ class Members:
         begin = f"{directory}/"
         parts = {name.removeprefix(begin): part for name, part in self.parts.items() if name.startswith(begin)}
         readers = {name.removeprefix(begin): reader for name, reader in self.readers.items() if name.startswith(begin)}
-        return Members(parts, readers, self.level, self._inspect)
+        return Members(parts, readers, self.level, self._inspect, self.prefix + begin)
 
     def size(self, name: str) -> int:
         """Bytes of a file that is there."""
@@ -82,8 +90,8 @@ class Gathered:
         self.weights_only: list[bool | None] = []
         self.digests: dict[str, str] = {}
         self.unopened: set[str] = set()
-        self.unverified = False
-        """Something was not compared with a checksum, because there is none or it was not opened."""
+        self.reached = Level.WEIGHTS
+        """The lowest level that one of the files with data was verified at."""
 
     def add(self, code: str, message: str) -> None:
         """Add a finding."""
@@ -98,6 +106,11 @@ class Gathered:
         """The files alone cannot say whether the save has ended; quiet time will."""
         if self.seal is Seal.SEALED:
             self.seal = Seal.NONE
+
+    def reach(self, level: Level) -> None:
+        """A file with data, or a part of one, was verified at `level` and no further."""
+        if not level.covers(self.reached):
+            self.reached = level
 
     def judge(self, safety: Safety, unsafe_globals: Iterable[str], imports: Iterable[str]) -> None:
         """Take in what loading one of the pickles would do: the worst of them counts."""
@@ -116,7 +129,7 @@ class Gathered:
         if inspection is None:
             self.safety = max(self.safety, Safety.UNKNOWN, key=_SAFETY.index)
             self.unopened.add(prefix)
-            self.unverified = True
+            self.reach(Level.STRUCTURE)
             return
         for found in inspection.findings:
             if is_weights or found.code not in ("state_dict.missing", "architecture.unknown"):
@@ -127,7 +140,7 @@ class Gathered:
             self.unsettle()
         self.judge(inspection.safety, inspection.unsafe_globals, inspection.imports)
         self.weights_only.append(inspection.weights_only)
-        self.unverified |= inspection.level is Level.STRUCTURE
+        self.reach(inspection.level)
         if inspection.digest is not None:
             self.digests[prefix] = inspection.digest
 
@@ -139,13 +152,13 @@ class Gathered:
         """
         if self.unopened:
             self.add("shards.unopened", f"{len(self.unopened):,} of {len(members.parts):,} files were not opened")
-        verified = members.level is not Level.STRUCTURE and not self.unverified
+        self.reach(members.level)
         answers = self.weights_only
         return msgspec.structs.replace(
             described,
             seal=self.seal,
-            level=members.level if verified else Level.STRUCTURE,
-            findings=tuple(condensed([*self.findings, *described.findings])),
+            level=self.reached,
+            findings=tuple(condensed([*self.findings, *self._findings_of(described)])),
             safety=max(self.safety, described.safety, key=_SAFETY.index),
             unsafe_globals=tuple(self.unsafe_globals),
             imports=tuple(self.imports),
@@ -153,6 +166,18 @@ class Gathered:
             shards=tuple(Shard(name=name, size_bytes=members.size(name)) for name in sorted(members.parts)),
             digest=_digest(members, self.digests) if members.level is not Level.STRUCTURE else None,
         )
+
+    def _findings_of(self, described: Inspection) -> list[Finding]:
+        """Of a checkpoint that is not whole, nothing is said of what may be still to come."""
+        waiting = self.seal is Seal.OPEN
+        return [found for found in described.findings if not (waiting and found.code == "state_dict.missing")]
+
+
+def is_sound(inspection: Inspection) -> bool:
+    """Whether nothing is wrong with a file, but that it may hold no weights."""
+    return all(
+        found.severity is not Severity.ERROR or found.code == "state_dict.missing" for found in inspection.findings
+    )
 
 
 def archive_id(members: Members, documents: Sequence[str]) -> str:
@@ -197,7 +222,7 @@ def _digest(members: Members, known: dict[str, str]) -> str | None:
     for name in sorted(members.parts):
         digest = known.get(name)
         rows.append((name, digest_file(Source(members.readers[name])) if digest is None else digest))
-    return f"blake2b:{hashlib.blake2b(msgspec.msgpack.encode(rows), digest_size=32).hexdigest()}"
+    return f"blake3:{blake3.blake3(msgspec.msgpack.encode(rows)).hexdigest()}"
 
 
 def _base(name: str) -> str:

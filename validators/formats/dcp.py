@@ -74,6 +74,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
 _RANK_METADATA = re.compile(r"__(\d{1,9})\.metadata")
 """`FileSystemWriter._get_metadata_path`."""
+_SHARD = re.compile(r"__(\d{1,9})_\d+\.distcp")
+MAX_RANKS = 100_000
 
 
 class Contents(msgspec.Struct, frozen=True):
@@ -121,6 +123,15 @@ def rank_metadata(names: Iterable[str]) -> list[str]:
     """Those of `names` that are one rank's own metadata, in the order of the ranks."""
     ranks = {name: match for name in names if (match := _RANK_METADATA.fullmatch(name))}
     return sorted(ranks, key=lambda name: int(ranks[name][1]))
+
+
+def missing_ranks(metadata: list[str], names: Iterable[str]) -> list[str]:
+    """Metadata that ranks must have written: of the numbers up to the highest that metadata or shards show."""
+    found = [_RANK_METADATA.fullmatch(name) for name in metadata]
+    shards = [_SHARD.match(name) for name in names]
+    ranks = {int(match[1]) for match in (*found, *shards) if match}
+    wanted = [f"__{rank}.metadata" for rank in range(min(max(ranks, default=-1) + 1, MAX_RANKS))]
+    return sorted(set(wanted) - set(metadata))
 
 
 def merge(contents: list[Contents]) -> Contents:
