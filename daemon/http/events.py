@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from starlette.types import Receive, Send
 
@@ -20,9 +19,10 @@ from ckptd.catalog.store import Batch, Catalog
 
 from ..metrics import StreamCounts
 from . import sse
+from .announcements import Announcements
 from .frames import Changes, Frame, FrameCache, SnapshotFeed, View
-from .problems import rfc3339
-from .sending import Sender, SenderFactory, sender_for
+from .listener import Listener
+from .sending import SenderFactory, sender_for
 from .sse import Cursor
 
 LIVE_PER_TURN = 128
@@ -34,9 +34,6 @@ SNAPSHOT_SHARED_S = 0.25
 up to date."""
 SNAPSHOT_PINNED_S = 300.0
 """How long one reader's snapshot may hold tombstones back; a slower one starts anew if it missed a deletion."""
-REBUILT_KEPT = 64
-REBUILT_REPEATED_S = 300.0
-"""A listener that returns within this time is told of rebuilds that ended while it was away."""
 CLOSING_GRACE_S = 2.0
 """At the end, a listener that does not take its `bye` for so long is cut off."""
 
@@ -47,48 +44,6 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
-
-
-class _Announcement(NamedTuple):
-    number: int
-    at: float
-    body: bytes
-
-
-class _Listener:
-    """One open stream: a cursor, and what is under way to it."""
-
-    __slots__ = (
-        "announced",
-        "blocked_since",
-        "cursor",
-        "feed",
-        "frame",
-        "opening",
-        "piece",
-        "pinned_until",
-        "queued",
-        "seen",
-        "sender",
-        "view",
-    )
-
-    def __init__(self, view: View, announced: int, opening: str | Cursor) -> None:
-        self.view = view
-        self.sender: Sender
-        self.cursor = 0
-        self.opening: str | Cursor | None = opening
-        """What begins the stream: the reason of a reset, or the cursor that is resumed."""
-        self.seen = 0
-        """The revision that the client had reached before: no snapshot may show it an older state."""
-        self.feed: SnapshotFeed | None = None
-        self.piece = 0
-        self.pinned_until: float | None = None
-        self.announced = announced
-        self.frame: Frame | None = None
-        """Under way. The cursor moves when it is delivered, not before."""
-        self.blocked_since: float | None = None
-        self.queued = False
 
 
 class EventHub:
@@ -124,23 +79,17 @@ class EventHub:
         self._sender_factory = sender_factory
         self._cache = FrameCache()
         self._changes = Changes(catalog, self._cache)
+        self._news = Announcements(self._cache, lambda: self.complete_as_of())
         self._target: int = catalog.revision
         """Everything up to here is being sent; later changes wait for the next round."""
         self._round_at = 0.0
         self._round_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._listeners: dict[_Listener, None] = {}
-        self._live: collections.deque[_Listener] = collections.deque()
-        self._starting: collections.deque[_Listener] = collections.deque()
-        self._blocked: dict[_Listener, None] = {}
+        self._listeners: dict[Listener, None] = {}
+        self._live: collections.deque[Listener] = collections.deque()
+        self._starting: collections.deque[Listener] = collections.deque()
+        self._blocked: dict[Listener, None] = {}
         self._feeds: dict[tuple[str, str], tuple[float, SnapshotFeed]] = {}
-        self._number = 0
-        self._announced = 0
-        """Announcements up to here are being sent: like the target, fixed for a round, so that none overtakes the
-        changes that it speaks of."""
-        self._heartbeat = 0
-        self._progress: _Announcement | None = None
-        self._rebuilt: collections.deque[_Announcement] = collections.deque(maxlen=REBUILT_KEPT)
         self._work = asyncio.Event()
         self._gone = asyncio.Event()
         self._closing = False
@@ -154,12 +103,12 @@ class EventHub:
 
     def announce_progress(self, done: int, total: int) -> None:
         """Tell all listeners how far a sweep or rebuild has come, in paths; only the latest is sent."""
-        self._progress = self._announcement(sse.progress(done, total))
+        self._news.progress(done, total)
         self._request_round()
 
     def announce_rebuilt(self, token: str, revision: int) -> None:
         """Tell all listeners that a rebuild is done, after the changes that it found (up to `revision`)."""
-        self._rebuilt.append(self._announcement(sse.rebuilt(token, revision)))
+        self._news.rebuilt(token, revision)
         self._request_round()
 
     async def run(self) -> None:
@@ -219,7 +168,7 @@ class EventHub:
             full = len(self._listeners) >= self._max_listeners
             await send(self._bye("too many listeners" if full else "shutdown").message)
             return
-        listener = _Listener(view, self._announced_to(last_event_id), self._opening(view, last_event_id))
+        listener = Listener(view, self._news.told_to(last_event_id), self._opening(view, last_event_id))
         listener.seen = self._seen(last_event_id)
         listener.sender = self._sender_factory(send, functools.partial(self._ready, listener), self._tasks)
         self._listeners[listener] = None
@@ -252,14 +201,6 @@ class EventHub:
         known = cursor is not None and cursor.instance == self._catalog.instance
         return cursor.revision if cursor is not None and known else 0
 
-    def _announced_to(self, last_event_id: str | None) -> int:
-        """Up to which announcement a new listener needs none: one that returns may have missed some."""
-        if not last_event_id:
-            return self._number
-        since = time.monotonic() - REBUILT_REPEATED_S
-        missed = [announcement.number for announcement in self._rebuilt if announcement.at >= since]
-        return missed[0] - 1 if missed else self._number
-
     # ---- the broadcaster -----------------------------------------------------------------------------------
 
     def _turn(self) -> bool:
@@ -276,11 +217,11 @@ class EventHub:
         self._round_due = False
         self._round_at = asyncio.get_running_loop().time()
         self._target = self._catalog.revision
-        self._announced = self._number
+        self._news.begin_round()
         for listener in self._listeners:
             self._enqueue(listener)
 
-    def _advance(self, listener: _Listener) -> None:
+    def _advance(self, listener: Listener) -> None:
         """Finish what is under way to a listener, and start the next frame; one that must wait calls back."""
         listener.queued = False
         if listener not in self._listeners:
@@ -304,7 +245,7 @@ class EventHub:
             listener.blocked_since = time.monotonic()
             self._blocked[listener] = None
 
-    def _delivered(self, listener: _Listener) -> None:
+    def _delivered(self, listener: Listener) -> None:
         frame, listener.frame = listener.frame, None
         assert frame is not None
         self.counts.frames_sent += 1
@@ -318,16 +259,16 @@ class EventHub:
         elif self._has_work(listener):
             self._enqueue(listener)
 
-    def _has_work(self, listener: _Listener) -> bool:
+    def _has_work(self, listener: Listener) -> bool:
         return (
             self._closing
             or listener.feed is not None
             or listener.opening is not None
             or listener.cursor < self._target
-            or listener.announced < self._announced
+            or listener.announced < self._news.round
         )
 
-    def _next_frame(self, listener: _Listener) -> Frame | None:
+    def _next_frame(self, listener: Listener) -> Frame | None:
         if self._closing:
             return self._bye("shutdown")
         if listener.opening is not None:
@@ -342,11 +283,11 @@ class EventHub:
                 return frame
             assert frame.cursor is not None
             listener.cursor = frame.cursor
-        if listener.announced < self._announced:
+        if listener.announced < self._news.round:
             return self._announcements(listener)
         return None
 
-    def _open(self, listener: _Listener) -> Frame:
+    def _open(self, listener: Listener) -> Frame:
         opening, listener.opening = listener.opening, None
         # Asked again: the log may have moved on between the request and this turn.
         if isinstance(opening, Cursor):
@@ -358,14 +299,14 @@ class EventHub:
 
     # ---- snapshots -----------------------------------------------------------------------------------------
 
-    def _start_snapshot(self, listener: _Listener, reason: str) -> Frame:
+    def _start_snapshot(self, listener: Listener, reason: str) -> Frame:
         feed = listener.feed = self._feed(listener.view, max(listener.seen, listener.cursor))
         listener.piece = 0
         self._catalog.pin(feed.revision)
         listener.pinned_until = time.monotonic() + SNAPSHOT_PINNED_S
         return Frame.of(sse.reset(reason))
 
-    def _snapshot_frame(self, listener: _Listener, feed: SnapshotFeed) -> Frame | None:
+    def _snapshot_frame(self, listener: Listener, feed: SnapshotFeed) -> Frame | None:
         try:
             frame = feed.piece(listener.piece)
         except IndexError:
@@ -392,30 +333,17 @@ class EventHub:
         self._feeds[key] = (now, feed)
         return feed
 
-    def _unpin(self, listener: _Listener, feed: SnapshotFeed) -> None:
+    def _unpin(self, listener: Listener, feed: SnapshotFeed) -> None:
         if listener.pinned_until is not None:
             listener.pinned_until = None
             self._catalog.unpin(Revision(feed.revision))
 
     # ---- announcements -------------------------------------------------------------------------------------
 
-    def _announcement(self, body: bytes) -> _Announcement:
-        self._number += 1
-        return _Announcement(self._number, time.monotonic(), body)
-
-    def _announcements(self, listener: _Listener) -> Frame:
-        """Everything announced since the listener was last told; heartbeats and progress only as they are now."""
-        since, listener.announced = listener.announced, self._announced
+    def _announcements(self, listener: Listener) -> Frame:
+        since, listener.announced = listener.announced, self._news.round
         at = Cursor(self._catalog.instance, listener.cursor, listener.view.filter_hash)
-        return self._cache.get(("announcements", since, self._announced, at), lambda: self._announce(since, at))
-
-    def _announce(self, since: int, at: Cursor) -> Frame:
-        news = [*self._rebuilt, *([] if self._progress is None else [self._progress])]
-        news.sort(key=lambda announcement: announcement.number)
-        bodies = [announcement.body for announcement in news if since < announcement.number <= self._announced]
-        if since < self._heartbeat:
-            bodies.append(sse.heartbeat(at, rfc3339(self.complete_as_of())))
-        return Frame.of(b"".join(bodies))
+        return self._news.frame(since, at)
 
     def _bye(self, reason: str) -> Frame:
         # Spread out, so that all do not come back in the same moment.
@@ -444,7 +372,7 @@ class EventHub:
         self._round_due = True
         self._work.set()
 
-    def _enqueue(self, listener: _Listener) -> None:
+    def _enqueue(self, listener: Listener) -> None:
         """Have the broadcaster look at a listener, unless it waits for its client."""
         if listener.queued or listener.blocked_since is not None:
             return
@@ -453,7 +381,7 @@ class EventHub:
         (self._starting if starting else self._live).append(listener)
         self._work.set()
 
-    def _ready(self, listener: _Listener) -> None:
+    def _ready(self, listener: Listener) -> None:
         """A sender's call back: the message under way can go on."""
         if listener in self._listeners and not listener.queued:
             listener.queued = True
@@ -467,8 +395,7 @@ class EventHub:
             now = time.monotonic()
             if now >= beat_at:
                 beat_at = now + self._heartbeat_s
-                self._number += 1
-                self._heartbeat = self._number
+                self._news.heartbeat()
                 self._request_round()
             self._check_blocked(now)
 
@@ -482,11 +409,11 @@ class EventHub:
             if listener.feed is not None and listener.pinned_until is not None and now >= listener.pinned_until:
                 self._unpin(listener, listener.feed)
 
-    def _cut_off(self, listener: _Listener) -> None:
+    def _cut_off(self, listener: Listener) -> None:
         listener.sender.abandon()
         self._forget(listener)
 
-    def _forget(self, listener: _Listener) -> None:
+    def _forget(self, listener: Listener) -> None:
         if self._listeners.pop(listener, self) is self:
             return
         self.counts.listeners = len(self._listeners)
