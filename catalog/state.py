@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ckptd.validators.inspection import TensorInfo
+from ckptd.validators.inspection import Level, TensorInfo
 
 from . import state_rows as rows
 from .description import Description
@@ -24,6 +24,7 @@ from .entry import CheckpointId, Record, Revision
 from .sharing import SharedValues
 from .state_file import StateError, StateLock, StateLocked, Unusable, connect, connect_reader, is_damage, set_aside
 from .store import Batch, Tombstone, revision_of
+from .verification import Verification
 
 __all__ = ["Loaded", "State", "StateError", "StateLocked"]
 
@@ -158,7 +159,8 @@ class State:
 
     def _drop(self, entries: list[str], tombstones: list[str]) -> None:
         with contextlib.suppress(sqlite3.OperationalError), self._transaction():
-            for table, ids in (("entries", entries), ("descriptions", entries), ("tombstones", tombstones)):
+            theirs = (("entries", entries), ("descriptions", entries), ("verifications", entries))
+            for table, ids in (*theirs, ("tombstones", tombstones)):
                 self._writer.executemany(f"DELETE FROM {table} WHERE id = ?", rows.one_column(ids))  # noqa: S608
 
     def _mark_in_use(self, also: Mapping[str, str]) -> None:
@@ -176,6 +178,7 @@ class State:
         floor: Revision,
         *,
         amended: Mapping[CheckpointId, Description] | None = None,
+        verifications: Mapping[CheckpointId, Verification] | None = None,
     ) -> None:
         """Write one batch, all of it or nothing.
 
@@ -184,6 +187,7 @@ class State:
             descriptions: What is kept behind entries from now on. An entry without one here keeps the one it has.
             floor: The catalog's; deletions up to it are forgotten here as well.
             amended: Descriptions whose tensor table stays as it is.
+            verifications: Of entries, beside their descriptions. One stays until the next, or until its entry goes.
 
         Raises:
             StateError: the disk is full or failing. Nothing was written and the same call may be tried again.
@@ -194,7 +198,7 @@ class State:
         with self._errors("written"):
             if not self._marked:
                 self._mark_in_use({})
-            self._commit(batch, descriptions, amended or {}, floor)
+            self._commit(batch, descriptions, amended or {}, verifications or {}, floor)
         self._revision = batch.revision
 
     def _commit(
@@ -202,12 +206,17 @@ class State:
         batch: Batch,
         descriptions: Mapping[CheckpointId, Description],
         amended: Mapping[CheckpointId, Description],
+        verifications: Mapping[CheckpointId, Verification],
         floor: Revision,
     ) -> None:
         with self._transaction():
             self._put_items(batch)
             self._put_descriptions(descriptions)
             self._amend_descriptions(amended)
+            self._put_verifications(verifications)
+            # Last: a verification may come with news of a later state of its file.
+            changed = [rows.outdating(item) for item in batch.items if isinstance(item, Record)]
+            self._writer.executemany(rows.OUTDATE_VERIFICATION, changed)
             self._writer.execute("DELETE FROM tombstones WHERE revision <= ?", (floor,))
             self._put_meta({"revision": str(batch.revision), "floor": str(floor)})
 
@@ -250,6 +259,8 @@ class State:
             write.execute("DELETE FROM tombstones")
             write.executemany(rows.PUT_ENTRY, map(rows.entry_row, records))
             write.executemany(rows.PUT_TOMBSTONE, map(rows.tombstone_row, tombstones))
+            write.execute("DELETE FROM verifications WHERE id NOT IN (SELECT id FROM entries)")
+            write.executemany(rows.OUTDATE_VERIFICATION, map(rows.outdating, records))
             self._put_meta({"instance": instance, "revision": str(revision), "floor": str(floor)})
             self._put_meta({"clean": "0", "boot_id": self._boot_id})
 
@@ -313,7 +324,38 @@ class State:
         found = self._read("SELECT id FROM entries WHERE id NOT IN (SELECT id FROM descriptions)")
         return {CheckpointId(row[0]) for row in found}
 
-    def _read(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+    # ---- verifications -------------------------------------------------------------------------------------
+
+    def verification(self, checkpoint_id: CheckpointId) -> Verification | None:
+        """The last verification of an entry, of its present file or of an earlier one; None if none is kept.
+        Any thread."""
+        found = self._read("SELECT verification FROM verifications WHERE id = ?", checkpoint_id)
+        return self._unpacked(rows.unpack_verification, found[0][0], checkpoint_id) if found else None
+
+    def unverified(self, level: Level) -> list[CheckpointId]:
+        """Ids of entries whose present file nobody tried to verify as far as `level`, in no order. Any thread."""
+        return [CheckpointId(row[0]) for row in self._read(rows.GET_UNVERIFIED, rows.rank(level))]
+
+    def verified_before(
+        self, moment: float, *, after: tuple[float, str] = (0.0, ""), limit: int
+    ) -> list[tuple[float, CheckpointId]]:
+        """When the longest verified entries were verified, with their ids, longest ago first. Any thread.
+
+        Args:
+            moment: epoch seconds; what was verified later is left out.
+            after: the last one of the answer before, to go on behind it.
+            limit: of the answer.
+        """
+        return [
+            (at, CheckpointId(row_id)) for at, row_id in self._read(rows.GET_VERIFIED_BEFORE, *after, moment, limit)
+        ]
+
+    def oldest_verified(self) -> float | None:
+        """When the entry that was verified longest ago was verified; epoch seconds. Any thread."""
+        found = self._read(rows.GET_OLDEST_VERIFIED)
+        return found[0][0] if found else None
+
+    def _read(self, query: str, *values: str | float) -> list[tuple[Any, ...]]:
         with self._reading:
             try:
                 return self._reader.execute(query, values).fetchall()
@@ -366,7 +408,7 @@ class State:
         write(rows.PUT_ENTRY, map(rows.entry_row, records))
         write("DELETE FROM tombstones WHERE id = ?", rows.one_column([record.entry.id for record in records]))
         write(rows.PUT_TOMBSTONE, map(rows.tombstone_row, gone))
-        for table in ("entries", "descriptions"):
+        for table in ("entries", "descriptions", "verifications"):
             write(f"DELETE FROM {table} WHERE id = ?", rows.one_column([item.id for item in gone]))  # noqa: S608
 
     def _put_descriptions(self, descriptions: Mapping[CheckpointId, Description]) -> None:
@@ -380,6 +422,12 @@ class State:
             "INSERT INTO descriptions SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM entries WHERE id = ?1) "
             "ON CONFLICT (id) DO UPDATE SET summary = excluded.summary",
             ((key, rows.pack_summary(one), rows.pack_tensors(one.tensors)) for key, one in amended.items()),
+        )
+
+    def _put_verifications(self, verifications: Mapping[CheckpointId, Verification]) -> None:
+        self._writer.executemany(
+            rows.PUT_VERIFICATION,
+            [rows.verification_row(key, one) for key, one in verifications.items()],
         )
 
     def _put_meta(self, values: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ import time
 
 APPLICATION_ID = 0x636B7074
 """`ckpt`; at byte 68 of the file (sqlite.org/fileformat2.html, 1.3.9)."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BROKEN_KEPT = 3
 
 _SERIAL = re.compile(r"[0-9]{8}T[0-9]{6}Z\.[0-9]{3,}")
@@ -24,7 +24,16 @@ CREATE TABLE tombstones (id TEXT PRIMARY KEY, revision INTEGER NOT NULL, tombsto
 CREATE INDEX tombstones_by_revision ON tombstones (revision);
 CREATE TABLE descriptions (id TEXT PRIMARY KEY, summary BLOB NOT NULL, tensors BLOB NOT NULL);
 """
-_TABLES = ("meta", "entries", "tombstones", "descriptions")
+_VERIFICATIONS = """
+CREATE TABLE verifications (
+    id TEXT PRIMARY KEY, asked INTEGER NOT NULL, verified_at REAL, identity BLOB NOT NULL, verification BLOB NOT NULL
+);
+CREATE INDEX verifications_by_age ON verifications (verified_at, id);
+"""
+_UPGRADES = {1: _VERIFICATIONS}
+"""From each earlier version, what the next one added."""
+
+_TABLES = ("meta", "entries", "tombstones", "descriptions", "verifications")
 
 _DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH))
 _SHORT_READ = sqlite3.SQLITE_IOERR_SHORT_READ
@@ -96,10 +105,10 @@ class StateLock:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open the state file, or make a fresh one where there is none.
+    """Open the state file, or make a fresh one where there is none. One of an earlier version is upgraded in place.
 
     Raises:
-        Unusable: a file is there that is torn, empty, foreign, or of another version. It was not changed.
+        Unusable: a file is there that is torn, empty, foreign, or of a newer version. It was not changed.
         sqlite3.Error: the disk is full or failing.
     """
     fresh = not os.path.lexists(path)
@@ -108,6 +117,8 @@ def connect(path: str) -> sqlite3.Connection:
     if not fresh and not os.path.getsize(path):
         raise Unusable("it is empty")
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    # A damaged row must decode to something that is then refused, not stop the reading of all others.
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
     try:
         if not fresh:
             _check(connection)
@@ -117,6 +128,9 @@ def connect(path: str) -> sqlite3.Connection:
         if fresh or not is_damage(error):
             raise
         raise Unusable(str(error)) from error
+    except UnicodeDecodeError as error:  # names of columns are decoded whatever the text factory
+        connection.close()
+        raise Unusable(f"its schema is damaged: {error}") from error
     except BaseException:
         connection.close()
         raise
@@ -161,16 +175,17 @@ def _check(connection: sqlite3.Connection) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise Unusable("it is not a state of ckptd")
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION and version not in _UPGRADES:
         age = "a newer" if version > SCHEMA_VERSION else "another"
         raise Unusable(f"{age} version of ckptd wrote it (schema {version}, this one knows {SCHEMA_VERSION})")
+    for earlier in range(version, SCHEMA_VERSION):
+        # All of a step or nothing: whoever is killed in between finds the earlier version as it was.
+        connection.executescript(f"BEGIN IMMEDIATE; {_UPGRADES[earlier]} PRAGMA user_version = {earlier + 1}; COMMIT;")
     for table in _TABLES:
         connection.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()  # noqa: S608 (our own names)
 
 
 def _prepare(connection: sqlite3.Connection, *, fresh: bool) -> None:
-    # A damaged row must decode to something that is then refused, not stop the reading of all others.
-    connection.text_factory = lambda data: data.decode("utf-8", "replace")
     if fresh:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -180,7 +195,7 @@ def _prepare(connection: sqlite3.Connection, *, fresh: bool) -> None:
     connection.execute(f"PRAGMA journal_size_limit = {64 << 20}").fetchone()
     if fresh:
         pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-        connection.executescript(f"BEGIN; {_SCHEMA} {pragmas} COMMIT;")
+        connection.executescript(f"BEGIN; {_SCHEMA} {_VERIFICATIONS} {pragmas} COMMIT;")
 
 
 def _next_name(path: str, stamp: str) -> str:

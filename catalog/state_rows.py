@@ -5,17 +5,32 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ckptd.validators.inspection import TensorInfo
+from ckptd.validators.inspection import FileIdentity, Level, TensorInfo
 
 from .description import Description
 from .entry import CheckpointEntry, Identities, Record
 from .sharing import SharedValues
 from .store import Tombstone
+from .verification import Verification
 
 PUT_ENTRY = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)"
 GET_ENTRIES = "SELECT id, entry, path, identities, modified_ns FROM entries"
 PUT_TOMBSTONE = "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)"
 GET_TOMBSTONES = "SELECT id, tombstone FROM tombstones ORDER BY revision"
+PUT_VERIFICATION = (
+    "INSERT OR REPLACE INTO verifications SELECT ?1, ?2, ?3, ?4, ?5 WHERE EXISTS (SELECT 1 FROM entries WHERE id = ?1)"
+)
+OUTDATE_VERIFICATION = "UPDATE verifications SET verified_at = 0 WHERE id = ? AND identity != ?"
+"""It stays, to be compared with the next one, and no longer counts: the file has changed since."""
+GET_UNVERIFIED = (
+    "SELECT entries.id FROM entries LEFT JOIN verifications AS v ON v.id = entries.id "
+    "WHERE v.id IS NULL OR v.verified_at = 0 OR v.asked < ?"
+)
+GET_OLDEST_VERIFIED = "SELECT MIN(verified_at) FROM verifications WHERE verified_at > 0"
+GET_VERIFIED_BEFORE = (
+    "SELECT verified_at, id FROM verifications "
+    "WHERE verified_at > 0 AND (verified_at, id) > (?, ?) AND verified_at < ? ORDER BY verified_at, id LIMIT ?"
+)
 
 EntryRow = tuple[str, int, bytes, bytes, bytes, int]
 
@@ -99,6 +114,41 @@ def unpack_tensors(data: bytes) -> tuple[TensorInfo, ...]:
         raise BadRow(str(error)) from error
 
 
+def verification_row(checkpoint_id: str, verification: Verification) -> tuple[str, int, float | None, bytes, bytes]:
+    """The row of a verification. Its time says when it is due again: never for a file that ended its reader, and 0,
+    as for one that was never verified, where the disk failed."""
+    return (
+        checkpoint_id,
+        rank(verification.asked),
+        None if verification.is_final else 0.0 if verification.is_unreadable else verification.verified_at,
+        pack_identity(verification.identity, verification.shards),
+        _encoder.encode(verification),
+    )
+
+
+def unpack_verification(data: bytes) -> Verification:
+    """Undo what `verification_row` did. Raises BadRow."""
+    try:
+        return _verifications.decode(data)
+    except (msgspec.DecodeError, TypeError, ValueError) as error:
+        raise BadRow(str(error)) from error
+
+
+def outdating(record: Record) -> tuple[str, bytes]:
+    """Parameters of `OUTDATE_VERIFICATION`."""
+    return record.entry.id, pack_identity(record.identities.file, record.identities.shards)
+
+
+def pack_identity(identity: FileIdentity, shards: str | None) -> bytes:
+    """A state of a file, to be compared byte by byte."""
+    return _encoder.encode((identity, shards))
+
+
+def rank(level: Level) -> int:
+    """A level as a number that grows with it."""
+    return list(Level).index(level)
+
+
 def one_column(ids: Iterable[str]) -> list[tuple[str]]:
     """Ids as parameters of executemany."""
     return [(row_id,) for row_id in ids]
@@ -114,3 +164,4 @@ _identities = msgspec.msgpack.Decoder(Identities)
 _tombstones = msgspec.msgpack.Decoder(Tombstone)
 _summaries = msgspec.msgpack.Decoder(Description)
 _tensors = msgspec.msgpack.Decoder(tuple[TensorInfo, ...])
+_verifications = msgspec.msgpack.Decoder(Verification)

@@ -17,6 +17,7 @@ from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId, Record
 from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Batch, Catalog, Change, Removal, Tombstone
+from ckptd.catalog.verification import Verification
 
 BATCH_LIMIT = 512
 """Changes in one commit: large enough to share its cost, small enough to keep news flowing."""
@@ -29,25 +30,30 @@ class _Submission(NamedTuple):
     change: Change
     description: Description | None
     amended: Description | None
+    verification: Verification | None
     done: anyio.Event
 
 
 class _Details(NamedTuple):
-    """Descriptions that go with a batch."""
+    """Descriptions and verifications that go with a batch."""
 
     descriptions: dict[CheckpointId, Description]
     amended: dict[CheckpointId, Description]
+    verifications: dict[CheckpointId, Verification]
 
     def forget(self, checkpoint_id: CheckpointId) -> None:
         self.descriptions.pop(checkpoint_id, None)
         self.amended.pop(checkpoint_id, None)
+        self.verifications.pop(checkpoint_id, None)
 
     def keep(self, submission: _Submission) -> None:
         if submission.description is not None:
-            self.forget(submission.change.id)
+            self.amended.pop(submission.change.id, None)
             self.descriptions[submission.change.id] = submission.description
         if submission.amended is not None:
             self.amended[submission.change.id] = submission.amended
+        if submission.verification is not None:
+            self.verifications[submission.change.id] = submission.verification
 
 
 class Journal:
@@ -77,6 +83,8 @@ class Journal:
         """Entries whose descriptions were lost while the state could not be written; to be read again."""
         self._awaited: set[CheckpointId] = set()
         """Those that are being read again."""
+        self._unkept: dict[CheckpointId, Verification] = {}
+        """Verifications that could not be written. What they cost to make is much; they go with the next commit."""
 
     @property
     def depth(self) -> int:
@@ -84,7 +92,12 @@ class Journal:
         return len(self._queue)
 
     async def submit(
-        self, change: Change, description: Description | None = None, *, amended: Description | None = None
+        self,
+        change: Change,
+        description: Description | None = None,
+        *,
+        amended: Description | None = None,
+        verification: Verification | None = None,
     ) -> None:
         """Queue a change and wait until it is visible, or until it turned out to change nothing.
 
@@ -92,11 +105,16 @@ class Journal:
             change: decided when its batch is prepared.
             description: what is kept behind the entry from now on, if the change publishes one.
             amended: the same, but the tensor table that is kept already stays as it is.
+            verification: what is kept beside the description, if the change decides for a record, a new one or not.
         """
-        submission = _Submission(change, description, amended, anyio.Event())
+        submission = _Submission(change, description, amended, verification, anyio.Event())
         self._queue.append(submission)
         self._wake.set()
         await submission.done.wait()
+
+    def verification(self, checkpoint_id: CheckpointId) -> Verification | None:
+        """The last verification of an entry, written or not; None if there is none. Blocks; any thread."""
+        return self._unkept.get(checkpoint_id) or self._state.verification(checkpoint_id)
 
     async def write(self, work: Callable[[], None]) -> None:
         """Let `work` write to the state, in the one thread that does.
@@ -137,12 +155,12 @@ class Journal:
                 await self._process(self._taken)
 
     async def _process(self, submissions: Sequence[_Submission]) -> None:
-        details = _Details({}, {})
+        details = _Details({}, {}, {})
         batch = self._catalog.prepare([_noting(submission, details) for submission in submissions])
         if batch is not None:
             await self._commit(batch, details)
             self._catalog.publish(batch)
-        elif self._awaited & details.descriptions.keys():
+        elif self._awaited & details.descriptions.keys() or details.verifications:
             await self._commit(Batch((), self._catalog.revision), details)
         for submission in submissions:
             submission.done.set()
@@ -152,7 +170,11 @@ class Journal:
             try:
                 await self._in_thread(
                     lambda: self._state.commit(
-                        batch, details.descriptions, self._catalog.floor, amended=details.amended
+                        batch,
+                        details.descriptions,
+                        self._catalog.floor,
+                        amended=details.amended,
+                        verifications=details.verifications,
                     )
                 )
                 self._awaited -= details.descriptions.keys()
@@ -166,6 +188,7 @@ class Journal:
                     error=str(error),
                     remedy="free some space on the state directory's disk; it is tried again by itself",
                 )
+        self._unkept |= details.verifications
         self.undescribed.update(_ids(batch), self._awaited)
         self._awaited.clear()
 
@@ -173,15 +196,21 @@ class Journal:
         catalog = self._catalog
         records = list(catalog)
         tombstones = catalog.tombstones()
+        nothing = Batch((), catalog.revision)
+        unkept = {key: one for key, one in self._unkept.items() if _is_of(one, catalog.get(key))}
+
+        def rewrite() -> None:
+            self._state.rewrite(catalog.instance, records, tombstones, catalog.revision, catalog.floor)
+            self._state.commit(nothing, {}, catalog.floor, verifications=unkept)
+
         try:
-            await self._in_thread(
-                lambda: self._state.rewrite(catalog.instance, records, tombstones, catalog.revision, catalog.floor)
-            )
+            await self._in_thread(rewrite)
         except StateError as error:
             self._retry_at = self._clock() + RETRY_S
             self._log.warning("state still cannot be written", error=str(error))
             return
         self.durable = True
+        self._unkept.clear()
         self._log.info("state is written again", entries=len(records))
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
@@ -202,6 +231,10 @@ def _noting(submission: _Submission, details: _Details) -> Change:
         return outcome
 
     return Change(submission.change.id, decide)
+
+
+def _is_of(verification: Verification, record: Record | None) -> bool:
+    return record is not None and verification.is_of(record.identities.file, record.identities.shards)
 
 
 def _ids(batch: Batch) -> set[CheckpointId]:

@@ -1,7 +1,8 @@
 """Metrics: what Prometheus may know, made once for a service and handed down; every label set is bounded."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -58,6 +59,15 @@ class Metrics:
             registry=self.registry,
             buckets=_SWEEP_BUCKETS_S,
         )
+        self.verified = Counter(
+            "ckptd_verified",
+            "Checkpoints verified in the background, by how that ended.",
+            ("level", "outcome"),
+            registry=self.registry,
+        )
+        self.verified_bytes = Counter(
+            "ckptd_verified_bytes", "Bytes read by the background verification.", registry=self.registry
+        )
         self.rebuilds = Counter("ckptd_rebuilds", "Rebuilds that were asked for.", ("mode",), registry=self.registry)
         self.loop_lag_seconds = Histogram(
             "ckptd_event_loop_lag_seconds",
@@ -111,6 +121,7 @@ class _StatusCollector(Collector):
         yield _by_label(
             "ckptd_root_watching", "1 if events of a root arrive.", "root", {r.path: r.watching for r in status.roots}
         )
+        yield from _verification(status)
         for name, text, value in _gauges(status, stream):
             yield GaugeMetricFamily(name, text, value)
         for name, text, value in _counters(status, stream):
@@ -119,6 +130,20 @@ class _StatusCollector(Collector):
 
 def _by_health(status: Status) -> dict[str, float]:
     return {health.value: float(status.by_health.get(health.value, 0)) for health in Health}
+
+
+def _verification(status: Status) -> Iterable[Metric]:
+    verification = status.verification
+    if verification is None:
+        return
+    yield _by_label(
+        "ckptd_checkpoints_verified", "Checkpoints by how far they are verified.", "level", verification.by_level
+    )
+    yield _by_label("ckptd_findings", "Checkpoints by what was found.", "code", verification.by_finding)
+    yield GaugeMetricFamily("ckptd_verify_queue", "Checkpoints that wait to be verified.", verification.queued)
+    oldest = verification.oldest_verified_at
+    age = 0.0 if oldest is None else max(0.0, time.time() - oldest)
+    yield GaugeMetricFamily("ckptd_scrub_age_seconds", "Age of the oldest verification; 0 if there is none.", age)
 
 
 def _gauges(status: Status, stream: StreamCounts) -> list[tuple[str, str, float]]:
@@ -144,7 +169,7 @@ def _counters(status: Status, stream: StreamCounts) -> list[tuple[str, str, floa
     ]
 
 
-def _by_label(name: str, text: str, label: str, values: dict[str, float] | dict[str, bool]) -> GaugeMetricFamily:
+def _by_label(name: str, text: str, label: str, values: Mapping[str, float] | Mapping[str, bool]) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=(label,))
     for key, value in values.items():
         family.add_metric((str(key),), float(value))

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import anyio
@@ -31,12 +31,13 @@ from ckptd.catalog.entry import (
 )
 from ckptd.catalog.roots import Root
 from ckptd.catalog.store import Batch, Catalog, Change, DeleteReason, Removal, Tombstone, id_of
+from ckptd.catalog.verification import Verification, apply
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Seal
 
 from .journal import Journal
-from .look import Sight, Viewer
+from .look import Opened, Sight, Viewer
 from .metrics import Metrics
 from .settle import Look, LookKind, Phase, Settle, Verdict
 from .sidecars import SidecarWriter, keep_state_metadata
@@ -44,6 +45,12 @@ from .workers import WorkerDied, WorkerPool, finding_for
 
 LOOKS_AT_ONCE = 192
 """Paths that are opened and described at the same time; each holds at most six descriptors."""
+
+DIRECTORIES_AT_ONCE = 6
+"""Checkpoints that are directories, of those; each holds up to `opening.OPENED_PARTS` descriptors more."""
+
+UNSTEADY_LOOKS = 3
+"""A directory whose files changed while they were read, so many times in a row, is being written."""
 
 WRITING_NEWS_S = 1.0
 """A file that grows is news at most this often."""
@@ -61,6 +68,15 @@ class Key(NamedTuple):
     def id(self) -> CheckpointId:
         """The slot in the catalog."""
         return checkpoint_id(self.root.name, self.path)
+
+
+class _Seen(NamedTuple):
+    """What a look saw, and what was known before it."""
+
+    sight: Sight
+    known: Record | None
+    verification: Verification | None
+    """The last one of this file, or of the target of this alias, as it was when `known` was published."""
 
 
 class Counts(msgspec.Struct):
@@ -112,6 +128,8 @@ class Pipeline:
         self._in_flight = 0
         self._publishing: collections.Counter[Key] = collections.Counter()
         """Looks that ended, and whose outcome is not visible yet."""
+        self._directories = anyio.CapacityLimiter(DIRECTORIES_AT_ONCE)
+        self._unsteady: collections.Counter[Key] = collections.Counter()
         self._forced: set[Key] = set()
         self._told_writing: dict[Key, float] = {}
         self._aliases: dict[CheckpointId, dict[CheckpointId, Key]] = {}
@@ -140,6 +158,14 @@ class Pipeline:
                 self._forced.add(key)
             self._settle.hint(key, now)
         self._wake.set()
+
+    def is_pending(self, key: Key) -> bool:
+        """Whether a look at this path is due or under way, or its outcome not visible yet."""
+        return key in self._settle or key in self._publishing
+
+    def hint_aliases(self, target: CheckpointId) -> None:
+        """More is known of a file's bytes: the links to it are to show that as well."""
+        self.hint(list(self._aliases.get(target, {}).values()), must_read=True)
 
     def repeat_looks_under_way(self, root: Root) -> list[Key]:
         """Have every look under way in a root repeated, and return their keys. To be called when a sweep begins.
@@ -182,30 +208,41 @@ class Pipeline:
         """Look at a handful of paths in one thread, then describe each by itself."""
         wanted = [(key, self._catalog.get(key.id), self._must_read(key)) for key in keys]
         begun = [self._sweeps_begun(key.root) for key in keys]
-        sights = await anyio.to_thread.run_sync(self._see, wanted)
+        seen = await anyio.to_thread.run_sync(self._see, wanted)
         self.counts.looks += len(keys)
-        moved = {s.identities.file.inode for s in sights if s.identities is not None}
+        moved = {one.sight.identities.file.inode for one in seen if one.sight.identities is not None}
         async with anyio.create_task_group() as group:
-            for key, sight, sweeps in zip(keys, sights, begun, strict=True):
-                group.start_soon(self._judge, key, sight, moved, sweeps)
+            for key, one, sweeps in zip(keys, seen, begun, strict=True):
+                group.start_soon(self._judge, key, one, moved, sweeps)
 
     def _must_read(self, key: Key) -> bool:
         return key in self._forced or self._settle.must_read(key)
 
-    def _see(self, wanted: Sequence[tuple[Key, Record | None, bool]]) -> list[Sight]:
+    def _see(self, wanted: Sequence[tuple[Key, Record | None, bool]]) -> list[_Seen]:
         """Runs in a thread."""
         opened_roots: dict[Root, int | OSError] = {}
-        sights = []
+        seen = []
         try:
             for key, known, must_read in wanted:
                 if key.root not in opened_roots:
                     opened_roots[key.root] = _open_root(key.root)
-                sights.append(self._see_one(key, opened_roots[key.root], known, must_read=must_read))
+                sight = self._see_one(key, opened_roots[key.root], known, must_read=must_read)
+                seen.append(_Seen(sight, known, self._recall(key, sight, known)))
         finally:
             for fd in opened_roots.values():
                 if isinstance(fd, int):
                     os.close(fd)
-        return sights
+        return seen
+
+    def _recall(self, key: Key, sight: Sight, known: Record | None) -> Verification | None:
+        """What is known of the bytes of a file that is described anew. Runs in a thread."""
+        if sight.kind is not LookKind.SEEN or sight.identities is None:
+            return None
+        if sight.alias_of is not None:
+            return self._journal.verification(sight.alias_of)
+        if known is None or known.identities.file.inode != sight.identities.file.inode:
+            return None
+        return self._journal.verification(key.id)
 
     def _see_one(self, key: Key, root_fd: int | OSError, known: Record | None, *, must_read: bool) -> Sight:
         viewer = self._viewers[key.root]
@@ -223,12 +260,13 @@ class Pipeline:
             self._log.exception("a look failed", path=shown_path(key.root.join(key.path))[0])
             return Sight(kind=LookKind.UNREACHABLE)
 
-    async def _judge(self, key: Key, sight: Sight, moved: set[int], sweeps: int) -> None:
+    async def _judge(self, key: Key, seen: _Seen, moved: set[int], sweeps: int) -> None:
         try:
-            description = await self._describe(key, sight)
-            if sight.kind is LookKind.SEEN and description is None:
+            sight, description = await self._open_and_describe(key, seen.sight)
+            seen = seen._replace(sight=sight)
+            if seen.sight.kind is LookKind.SEEN and description is None:
                 return
-            if await self._conclude(key, sight, description, moved):
+            if await self._conclude(key, seen, description, moved):
                 self._on_looked(key, sweeps)
         except Exception as error:  # noqa: BLE001
             # The rim of one file: whatever went wrong with it must not stop the others. It is tried again.
@@ -241,21 +279,32 @@ class Pipeline:
             self._in_flight -= 1
             self._wake.set()
 
+    async def _open_and_describe(self, key: Key, sight: Sight) -> tuple[Sight, Description | None]:
+        """Describe what was seen; a directory is opened first, when descriptors are free for it."""
+        if sight.place is None:
+            return sight, await self._describe(key, sight)
+        async with self._directories:
+            viewer = self._viewers[key.root]
+            sight = await anyio.to_thread.run_sync(viewer.open_directory, key.path, sight)
+            return sight, await self._describe(key, sight)
+
     async def _describe(self, key: Key, sight: Sight) -> Description | None:
         """Describe what was seen; None when the look must be repeated (settle has been told)."""
         if sight.kind is not LookKind.SEEN or sight.request is None or sight.identities is None:
             return None
         if sight.opened is None:
-            return failed_description(
-                sight.request, sight.identities.file, finding(sight.code, sight.unreadable or "cannot be read")
-            )
+            problem = finding(sight.code, sight.unreadable or "cannot be read")
+            return failed_description(sight.request, sight.identities.file, problem, seal=sight.seal)
         started = time.perf_counter()
         opened = sight.opened
         try:
             description = await self._pool.describe(opened.request, opened.files)
-        except Changed:
-            self._settle.abort(key, anyio.current_time(), retry_in_s=0.02)
-            return None
+        except Changed as changed:
+            if not self._is_unsteady(key, opened):
+                self._settle.abort(key, anyio.current_time(), retry_in_s=0.02)
+                return None
+            problem = finding("shards.incomplete", f"the directory is being written: {changed.message}")
+            description = failed_description(opened.request, opened.identities.file, problem, seal=Seal.OPEN)
         except Unreadable as error:
             self._problem("checkpoint unreadable", key, error.message)
             self._settle.abort(key, anyio.current_time(), retry_in_s=1.0)
@@ -270,10 +319,20 @@ class Pipeline:
         self._metrics.describe_seconds.observe(time.perf_counter() - started)
         return description
 
-    async def _conclude(self, key: Key, sight: Sight, description: Description | None, moved: set[int]) -> bool:
+    def _is_unsteady(self, key: Key, opened: Opened) -> bool:
+        """Whether to say of a directory that it is being written: to read all its files takes time, and may never
+        succeed while some of them grow."""
+        if opened.identities.shards is None:
+            return False
+        self._unsteady[key] += 1
+        return self._unsteady[key] >= UNSTEADY_LOOKS
+
+    async def _conclude(self, key: Key, seen: _Seen, description: Description | None, moved: set[int]) -> bool:
         """Publish what a look means; False if that is not clear yet, and another look will tell."""
+        sight = seen.sight
         look = _as_look(sight, description)
         verdict = self._settle.looked(key, look, anyio.current_time(), time.time_ns())
+        self._unsteady.pop(key, None)
         if sight.kind is LookKind.UNCHANGED:
             self.counts.unchanged += 1
         if sight.kind is LookKind.SEEN:
@@ -289,25 +348,38 @@ class Pipeline:
                 return False  # what is published of it is older than this look
             case Verdict.WHOLE | Verdict.ABANDONED | Verdict.WRITING:
                 assert description is not None
-                await self._publish(key, sight, description, verdict)
+                await self._publish(key, seen, description, verdict)
             case Verdict.NOTHING if look.kind is LookKind.SEEN:
                 return False
             case Verdict.NOTHING:
                 pass
         return True
 
-    async def _submit(self, key: Key, change: Change, description: Description | None = None) -> None:
+    async def _submit(self, key: Key, change: Change) -> None:
+        with self._not_visible_yet(key):
+            await self._journal.submit(change)
+
+    @contextlib.contextmanager
+    def _not_visible_yet(self, key: Key) -> Iterator[None]:
         self._publishing[key] += 1
         try:
-            await self._journal.submit(change, description)
+            yield
         finally:
             self._publishing[key] -= 1
             if not self._publishing[key]:
                 del self._publishing[key]
 
-    async def _publish(self, key: Key, sight: Sight, description: Description, verdict: Verdict) -> None:
-        record = _record(key, sight, description, verdict)
-        await self._submit(key, Change(key.id, lambda current: keep_state_metadata(current, record)), description)
+    async def _publish(self, key: Key, seen: _Seen, description: Description, verdict: Verdict) -> None:
+        sight = seen.sight
+        with self._not_visible_yet(key):
+            while True:
+                record = _record(key, sight, _with_verification(description, seen), verdict)
+                attempt = _Attempt(record, seen.known)
+                await self._journal.submit(Change(key.id, attempt.decide), description)
+                if not attempt.overtaken:
+                    break
+                known = self._catalog.get(key.id)
+                seen = _Seen(sight, known, await anyio.to_thread.run_sync(self._recall, key, sight, known))
         if verdict is Verdict.WHOLE:
             self._sidecars.consider(key.root, record, description.sidecar)
 
@@ -370,6 +442,29 @@ class Pipeline:
                 self.hint(list(aliases.values()))
 
 
+class _Attempt:
+    """To publish a record that was made from what was known at the beginning of a look."""
+
+    def __init__(self, record: Record, known: Record | None) -> None:
+        self._record = record
+        self._known = known
+        self.overtaken = False
+        """There was other news of the same file meanwhile: its bytes may have been verified."""
+
+    def decide(self, current: Record | None) -> Record | None:
+        file = self._record.identities.file
+        if current is not None and current is not self._known and current.identities.file == file:
+            self.overtaken = True
+            return None
+        return keep_state_metadata(current, self._record)
+
+
+def _with_verification(description: Description, seen: _Seen) -> Description:
+    if seen.verification is None or seen.sight.identities is None:
+        return description
+    return apply(description, seen.verification, shards=seen.sight.identities.shards)
+
+
 def _open_root(root: Root) -> int | OSError:
     try:
         return os.open(root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -381,7 +476,7 @@ def _as_look(sight: Sight, description: Description | None) -> Look:
     if sight.kind is not LookKind.SEEN or sight.identities is None or description is None:
         return Look(kind=sight.kind)
     if sight.opened is None:  # it exists and cannot be opened: there is nothing to wait for but a change
-        return Look(kind=LookKind.SEEN, identity=sight.identities.file, seal=Seal.SEALED, writer=False)
+        return Look(kind=LookKind.SEEN, identity=sight.identities.file, seal=sight.seal, writer=False)
     return Look(
         kind=LookKind.SEEN,
         identity=description.inspection.identity,

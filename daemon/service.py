@@ -23,6 +23,8 @@ from ckptd.catalog.index import index_of, write_index
 from ckptd.catalog.roots import Root, resolve_roots
 from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Batch, Catalog, Tombstone
+from ckptd.catalog.verification import apply
+from ckptd.validators.inspection import Level
 
 from .completeness import Completeness
 from .filesystems import Filesystems
@@ -38,13 +40,14 @@ from .rootlock import RootLock
 from .settings import Settings, SidecarName, Sidecars
 from .settle import Settle
 from .sidecars import SidecarWriter
-from .status import CatalogStatus, RecentError, RootStatus, Status
+from .status import CatalogStatus, RecentError, RootStatus, Status, VerifierStatus
 from .sweep import SweepReport
 from .tally import Tally
 from .tree import Tree, root_status
 from .verdict import judge_service
+from .verifier import Verifier
 from .workers import WorkerPool
-from .zygote_process import ZygoteProcess
+from .zygote_process import WEIGHTS_ZYGOTE_COMMAND, ZYGOTE_COMMAND, ZygoteProcess
 
 RECENT_ERRORS = 50
 INDEX_DELAY_S = 5.0
@@ -119,6 +122,7 @@ class Service:
         )
         self._pipeline: Pipeline | None = None
         self._pool: WorkerPool | None = None
+        self._verifier: Verifier | None = None
         self._trees: dict[Root, Tree] = {}
         self._build = Build()
         self._rebuilds: dict[RebuildMode, str] = {}
@@ -190,6 +194,7 @@ class Service:
             async with self._make_pool() as pool:
                 pipeline = self._pipeline = self._make_pipeline(pool)
                 self._trees = {root: self._make_tree(root, pipeline) for root in self.roots}
+                verifier = self._verifier = self._make_verifier(pipeline)
                 tasks.start_soon(pipeline.run)
                 tasks.start_soon(self._sidecars.run)
                 tasks.start_soon(self._sidecars.consider_known, self.roots)
@@ -197,6 +202,7 @@ class Service:
                     tasks.start_soon(tree.run)
                 _settle_memory()
                 await self._first_build(began_at)
+                tasks.start_soon(verifier.run)
                 await anyio.sleep_forever()
 
     async def _drain(self) -> None:
@@ -211,8 +217,18 @@ class Service:
     # ---- Backend -------------------------------------------------------------------------------------------
 
     async def description(self, checkpoint_id: CheckpointId) -> Description | None:
-        """The stored description behind an entry, tensors included; None where none is kept."""
-        return await anyio.to_thread.run_sync(self._state.full_description, checkpoint_id)
+        """What is known behind an entry, tensors and verification included; None where nothing is kept."""
+        return await anyio.to_thread.run_sync(self._description, self.catalog.get(checkpoint_id), checkpoint_id)
+
+    def _description(self, record: Record | None, checkpoint_id: CheckpointId) -> Description | None:
+        """Runs in a thread."""
+        description = self._state.full_description(checkpoint_id)
+        if description is None or record is None:
+            return description
+        verification = self._journal.verification(record.entry.alias_of or checkpoint_id)
+        if verification is None:
+            return description
+        return apply(description, verification, shards=record.identities.shards)
 
     def request_rebuild(self, mode: RebuildMode) -> str:
         """Start a rebuild, or join the one of the same mode that has not begun; returns its token."""
@@ -251,9 +267,19 @@ class Service:
             recent_errors=tuple(self._errors),
             worker_crashes=0 if pool is None else pool.crashes,
             sandbox="unknown" if pool is None else pool.sandbox,
+            verification=self._verifier_status(),
         )
         due_s = max((tree.sweep_gap_s for tree in self._trees.values()), default=self.settings.sweep_min_s)
         return judge_service(status, self.settings, now=time.time(), sweep_due_s=due_s)
+
+    def _verifier_status(self) -> VerifierStatus | None:
+        if self._verifier is None:
+            return None
+        return msgspec.structs.replace(
+            self._verifier.status(),
+            by_level={level.value: count for level, count in self._tally.by_level.items() if count},
+            by_finding={code: count for code, count in self._tally.by_finding.items() if count},
+        )
 
     def _root_statuses(self) -> tuple[RootStatus, ...]:
         return tuple(
@@ -400,6 +426,35 @@ class Service:
             log=self._log,
         )
 
+    def _make_verifier(self, pipeline: Pipeline) -> Verifier:
+        settings = self.settings
+        return Verifier(
+            catalog=self.catalog,
+            state=self._state,
+            journal=self._journal,
+            pipeline=pipeline,
+            viewers=[self._make_viewer(root) for root in self.roots],
+            make_pool=self._make_background_pool,
+            is_busy=self._is_busy,
+            on_problem=self._problem,
+            level=settings.verify,
+            mb_per_s=settings.verify_mb_per_s,
+            scrub_days=settings.scrub_days,
+            metrics=self.metrics,
+            log=self._log,
+        )
+
+    def _make_background_pool(self) -> WorkerPool:
+        settings = self.settings
+        return WorkerPool(
+            workers=1,
+            memory_mb=settings.worker_memory_mb,
+            timeout_s=settings.worker_timeout_s,
+            log=self._log,
+            command=WEIGHTS_ZYGOTE_COMMAND if settings.verify is Level.WEIGHTS else ZYGOTE_COMMAND,
+            background=True,
+        )
+
     def _make_viewer(self, root: Root) -> Viewer:
         filesystems = Filesystems()
         mounts = self._mounts[root]
@@ -409,6 +464,7 @@ class Service:
             suffixes=self.settings.suffixes,
             allowed_targets=self._allowed_targets,
             is_deletion=functools.partial(filesystems.is_deletion, mounts),
+            is_directory=functools.partial(self.catalog.is_directory, root.name),
         )
 
     def _make_tree(self, root: Root, pipeline: Pipeline) -> Tree:

@@ -8,7 +8,7 @@ import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import pydantic
 import yaml
@@ -156,23 +156,24 @@ class Settings(BaseModel):
     worker_memory_mb: int = Field(1024, ge=64, le=1 << 20, description="memory limit of a worker, in MB")
     worker_timeout_s: SomeSeconds = Field(30, description="time limit of a worker for one file, in seconds")
 
-    verify: Literal[Level.STRUCTURE, Level.CHECKSUM, Level.WEIGHTS] = Field(
+    verify: Level = Field(
         Level.CHECKSUM,
-        description="how far checkpoints are verified: structure, checksum (every byte), weights (every value)",
+        description="how far checkpoints are verified in the background: checksum (every byte), weights (every value, "
+        "needs torch); structure or none: no further than at arrival",
     )
     verify_mb_per_s: float = Field(
         200,
-        gt=0,
+        ge=0,
         le=1_000_000,
         allow_inf_nan=False,
-        description="speed of the background verification, in MB/s",
+        description="how fast the background verification reads at most, in MB/s; 0: as fast as the disk",
     )
     scrub_days: float = Field(
         30,
         ge=0,
         le=36_500,
         allow_inf_nan=False,
-        description="age in days at which a verification is repeated; 0: never",
+        description="age in days at which a verification is repeated, from the disk itself; 0: never",
     )
 
     coalesce_ms: int = Field(10, ge=0, le=10_000, description="how long changes are gathered before sending, in ms")
@@ -296,9 +297,7 @@ def setting_docs() -> list[SettingDoc]:
 
 def _doc(name: str, field: pydantic.fields.FieldInfo) -> SettingDoc:
     annotation = field.annotation
-    if typing.get_origin(annotation) is Literal:
-        choices = tuple(str(choice.value) for choice in typing.get_args(annotation))
-    elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         choices = tuple(str(choice.value) for choice in annotation)
     else:
         choices = ()

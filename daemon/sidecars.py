@@ -22,13 +22,13 @@ import structlog
 from ckptd.catalog.describe import sidecar_for
 from ckptd.catalog.description import Description, SidecarStatus
 from ckptd.catalog.entry import CheckpointId, FindingRef, Health, MetadataSource, Record, shown_path
+from ckptd.catalog.opening import status_of_checkpoint
 from ckptd.catalog.roots import Root, open_beneath
 from ckptd.catalog.scan import kind_of
 from ckptd.catalog.sidecar import remove_sidecar, render, sidecar_path, write_sidecar
 from ckptd.catalog.store import Catalog, Change
 from ckptd.validators.findings import Finding, finding
 from ckptd.validators.inspection import FileIdentity
-from ckptd.validators.reader import identity_of
 
 from .duequeue import DueQueue
 from .journal import Journal
@@ -326,15 +326,11 @@ class SidecarWriter:
     def _write_file(self, description: Description, path: bytes, wanted: _Wanted) -> _Written | None:
         root_fd = os.open(wanted.root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fd = open_beneath(root_fd, path)
-            try:
-                status = os.fstat(fd)
-            finally:
-                os.close(fd)
-            if identity_of(status) != wanted.file:
+            status, identity = status_of_checkpoint(root_fd, path)
+            if identity != wanted.file:
                 return None
             metadata = sidecar_for(description)
-            identity = write_sidecar(
+            written = write_sidecar(
                 root_fd,
                 sidecar_path(path, long_name=self._long_name),
                 render(metadata, description.user),
@@ -350,9 +346,9 @@ class SidecarWriter:
                 metadata=metadata,
                 findings=findings,
                 sidecar=SidecarStatus.OURS,
-                sidecar_identities=(identity,),
+                sidecar_identities=(written,),
             ),
-            identity,
+            written,
         )
 
     def _remove(self, root: Root, path: bytes) -> None:
@@ -364,6 +360,11 @@ class SidecarWriter:
                 remove_sidecar(root_fd, sidecar_path(path, long_name=long_name))
         finally:
             os.close(root_fd)
+
+
+def about_sidecars(ref: FindingRef) -> bool:
+    """Whether a finding is about what lies beside a checkpoint, and so changes when a sidecar is written."""
+    return ref.code in _REPLACED
 
 
 def _refused(error: OSError, description: Description) -> _Refused:
@@ -438,10 +439,8 @@ def _in_state(current: Record | None, wanted: _Wanted, description: Description)
 
 
 def _amended(current: Record, *, identities: object, source: MetadataSource, description: Description) -> Record:
-    entry = msgspec.structs.replace(
-        current.entry,
-        has_metadata=True,
-        metadata_source=source,
-        findings=tuple(FindingRef(f.code, f.severity) for f in description.findings),
-    )
+    # The other findings are the entry's own: verifying the file may have added to them since it was described.
+    kept = (ref for ref in current.entry.findings if ref.code not in _REPLACED)
+    ours = (FindingRef(f.code, f.severity) for f in description.findings if f.code in _REPLACED)
+    entry = msgspec.structs.replace(current.entry, has_metadata=True, metadata_source=source, findings=(*kept, *ours))
     return msgspec.structs.replace(current, entry=entry, identities=identities)

@@ -41,6 +41,31 @@ class RecentError(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class VerifierStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What reads every byte in the background, as it is now."""
+
+    level: str
+    """How far checkpoints are to be verified."""
+    by_level: dict[str, int] = {}
+    """Entries by how far they are verified."""
+    by_finding: dict[str, int] = {}
+    """Entries by what was found, whoever found it."""
+    verifying: str | None = None
+    """The path that is being read."""
+    queued: int = 0
+    """Entries that were never verified so far, as far as is known."""
+    bytes_per_s: float = 0.0
+    """Over the last files."""
+    bytes_read: int = 0
+    """Since the start."""
+    outcomes: dict[str, int] = {}
+    """Verifications since the start, by how they ended."""
+    oldest_verified_at: float | None = None
+    """The verification that is due next for a scrub; epoch seconds."""
+    problem: str | None = None
+    """Why nothing is verified just now."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """A consistent picture of the service at one moment."""
 
@@ -76,6 +101,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     worker_crashes: int = 0
     sandbox: str = "unknown"
     """`full`, `partial: why` or `none: why`."""
+    verification: VerifierStatus | None = None
+    """None before the service runs."""
 
     @property
     def metadata_coverage(self) -> float:

@@ -57,6 +57,8 @@ def _lacking(status: Status, settings: Settings) -> list[str]:
         reasons.append(f"metadata coverage is {coverage:.0%}, below {settings.coverage_degraded:.0%}")
     if status.last_build_s is not None and status.last_build_s > settings.build_degraded_s:
         reasons.append(f"the last build took {status.last_build_s:.1f} s, more than {settings.build_degraded_s:g} s")
+    if status.verification is not None and status.verification.problem is not None:
+        reasons.append(f"checkpoints are not verified beyond their structure: {status.verification.problem}")
     if not status.state_durable:
         reasons.append("the state cannot be written: what is known will be gathered anew after a restart")
     return reasons

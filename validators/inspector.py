@@ -15,7 +15,7 @@ from .architectures import Table, load_table
 from .assembly import describe_tensors, describe_value
 from .checks import safety, weights_only
 from .checks.architecture import judge_architecture
-from .checks.checksum import mismatch_message
+from .checks.checksum import digest_file, mismatch_message
 from .directories import inspect_members
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import Finding, finding
@@ -103,6 +103,9 @@ def inspect_opened(
     with _no_garbage_collection():
         inspection = _inspect(reader, checkpoint_path, level)
         inspection = judge_architecture(inspection, required_keys, architectures or load_table())
+        if inspection.digest is None and inspection.is_complete and level.covers(Level.CHECKSUM):
+            # Nothing can be said of what it holds; that these are not the bytes of an earlier time, can.
+            inspection = msgspec.structs.replace(inspection, digest=digest_file(torch_zip.Source(reader)))
     reader.check_unchanged()
     return inspection
 

@@ -43,6 +43,8 @@ def health_of(status: Status) -> dict[str, Any]:
     shown["last_build_time_seconds"] = shown.pop("last_build_s")
     for field in ("started_at", "complete_as_of", "last_build_at"):
         shown[field] = rfc3339(getattr(status, field))
+    if status.verification is not None:
+        shown["verification"]["oldest_verified_at"] = rfc3339(status.verification.oldest_verified_at)
     shown["roots"] = [_root(root) for root in status.roots]
     shown["recent_errors"] = [msgspec.to_builtins(e) | {"at": rfc3339(e.at)} for e in status.recent_errors]
     first = ("catalog_status", "reasons", "checkpoint_count", "metadata_coverage", "complete_as_of")

@@ -12,9 +12,11 @@ import structlog
 
 from ckptd.catalog.describe import describe_opened
 from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
+from ckptd.catalog.entry import CheckpointId
 from ckptd.catalog.roots import Root
 from ckptd.catalog.state import State
 from ckptd.catalog.store import Catalog
+from ckptd.catalog.verification import Verification
 from ckptd.daemon.completeness import Completeness
 from ckptd.daemon.journal import Journal
 from ckptd.daemon.look import Viewer
@@ -48,6 +50,9 @@ class HeldState:
         self.committing.set()
         assert self._free.wait(DEADLINE_S)
         self._state.commit(*args, **kwargs)
+
+    def verification(self, checkpoint_id: CheckpointId) -> Verification | None:
+        return self._state.verification(checkpoint_id)
 
 
 class Pool:

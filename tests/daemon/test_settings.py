@@ -63,7 +63,7 @@ def test_yaml_takes_lists_single_words_dashes_and_the_bare_word_off(tmp_path):
         ({}, {"CKPTD_SWEEP_CPU": "nan"}, ["sweep_cpu", "CKPTD_SWEEP_CPU"]),
         ({"sweep_cpu": 0}, {}, ["sweep_cpu", "greater than 0"]),
         ({"suffixes": ["ckpt"]}, {}, ["suffixes", "'ckpt'", ".ckpt"]),
-        ({"verify": "none"}, {}, ["verify", "'none'", "structure"]),
+        ({"verify": "twice"}, {}, ["verify", "'twice'", "structure"]),
         ({"cors_origins": ["*"]}, {}, ["cors_origins", "'*'", "https://"]),
         ({"roots": []}, {}, ["roots", "at least 1"]),
         ({"roots": [""]}, {}, ["roots", "empty"]),

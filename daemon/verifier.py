@@ -1,0 +1,346 @@
+"""Verifier: reads every byte of every checkpoint in the background, newest first, and again when that was long ago.
+
+One file at a time, at idle priority and a bounded rate, and never begun while new checkpoints wait to be described.
+What it finds becomes news through the journal like everything else, and is kept there: a restart goes on where it was.
+"""
+
+import collections
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import structlog
+
+from ckptd.catalog.description import Description
+from ckptd.catalog.entry import CheckpointId, Health, Record, shown_path
+from ckptd.catalog.state import State
+from ckptd.catalog.store import Batch, Catalog, Change, Tombstone
+from ckptd.catalog.verification import Verification, apply
+from ckptd.validators.findings import Severity
+from ckptd.validators.inspection import Level
+
+from .agenda import Agenda, Wanted
+from .journal import Journal
+from .look import Viewer
+from .metrics import Metrics
+from .pipeline import Key, Pipeline
+from .reading import (
+    Effort,
+    Outcome,
+    Reading,
+    Refusal,
+    is_candidate,
+    open_for_reading,
+    read_to_end,
+    verified_record,
+    young_for_s,
+)
+from .status import VerifierStatus
+from .workers import WorkerPool, ZygoteError
+
+AGAIN_S = 0.25
+"""A file that cannot be verified yet (young, or looked at just now) is taken up again after this time."""
+YIELD_S = 0.05
+"""While checkpoints wait to be described nothing is begun; how often that is asked."""
+RETRY_S = 600.0
+"""A file that could not be read to its end (a failing disk, no memory) is tried again after this time."""
+SCRUB_PAGE = 256
+SCRUB_LOOK_S = 60.0
+"""How often the state is asked for verifications that have become old, at most."""
+NO_POOL_S = 60.0
+"""When no process that reads can be started, this is tried again after so long."""
+SUMMARY_S = 600.0
+"""How often the log is told how far it is, while it works."""
+DAY_S = 86_400.0
+
+
+class Verifier:
+    """Owns the order of verification and the one file under way. `run` does the work."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        state: State,
+        journal: Journal,
+        pipeline: Pipeline,
+        viewers: Sequence[Viewer],
+        make_pool: Callable[[], WorkerPool],
+        is_busy: Callable[[], bool],
+        on_problem: Callable[[str, str, str], None],
+        level: Level,
+        mb_per_s: float,
+        scrub_days: float,
+        metrics: Metrics,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        """Args:
+        make_pool: a pool for reading in the background.
+        is_busy: whether checkpoints wait to be described; news goes first.
+        on_problem: called with (what, path, message) for the operator's list of recent errors.
+        level: how far to verify; up to `structure` there is nothing to do.
+        mb_per_s: 10^6 bytes per second at most; 0: no limit.
+        scrub_days: age at which a verification is repeated; 0: never.
+        """
+        self._catalog = catalog
+        self._state = state
+        self._journal = journal
+        self._pipeline = pipeline
+        self._viewers = {viewer.root.name: viewer for viewer in viewers}
+        self._make_pool = make_pool
+        self._is_busy = is_busy
+        self._on_problem = on_problem
+        self._level = level
+        self._mb_per_s = mb_per_s or None
+        self._scrub_s = scrub_days * DAY_S if scrub_days else math.inf
+        self._metrics = metrics
+        self._log = log
+        self._agenda = Agenda()
+        self._scrub_at = 0.0
+        """When the state is asked for old verifications again; monotonic."""
+        self._oldest_at: float | None = None
+        self._wake = anyio.Event()
+        self._under_way: str | None = None
+        self._problem: str | None = None
+        self._effort = Effort()
+        catalog.on_publish(self._follow)
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether anything is to be verified beyond what is seen at arrival."""
+        return not Level.STRUCTURE.covers(self._level)
+
+    def status(self) -> VerifierStatus:
+        """How far it is."""
+        return VerifierStatus(
+            level=self._level.value,
+            verifying=self._under_way,
+            queued=len(self._agenda),
+            bytes_per_s=round(self._effort.bytes_per_s),
+            bytes_read=self._effort.bytes_read,
+            outcomes={outcome.value: count for outcome, count in self._effort.outcomes.items()},
+            oldest_verified_at=self._oldest_at,
+            problem=self._problem,
+        )
+
+    async def run(self) -> None:
+        """Verify what was never verified, then what was verified long ago, until cancelled."""
+        if not self.is_enabled:
+            return
+        await self._load()
+        async with self._make_pool() as pool, anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tell)
+            while True:
+                wanted = await self._next()
+                if wanted is None:
+                    await self._wait()
+                else:
+                    await self._verify(pool, wanted)
+
+    async def _load(self) -> None:
+        """Take up where the last run was, once the rush of the start is over."""
+        await self._give_way()
+        ids = await anyio.to_thread.run_sync(self._state.unverified, self._level)
+        self._oldest_at = await anyio.to_thread.run_sync(self._state.oldest_verified)
+        records = filter(None, map(self._catalog.get, ids))
+        self._agenda.extend((record.modified_ns, record.entry.id) for record in records if is_candidate(record))
+
+    async def _tell(self) -> None:
+        """One line now and then, never one for each good file."""
+        told: collections.Counter[Outcome] = collections.Counter()
+        while True:
+            await anyio.sleep(SUMMARY_S)
+            outcomes = self._effort.outcomes
+            if outcomes == told:
+                continue
+            shown = {outcome.value: count for outcome, count in outcomes.items()}
+            waiting, read_mb = len(self._agenda), round(self._effort.bytes_read / 1e6)
+            self._log.info("verification goes on", waiting=waiting, read_mb=read_mb, **shown)
+            told = outcomes.copy()
+
+    # ---- what is next ------------------------------------------------------------------------------------------
+
+    async def _next(self) -> Wanted | None:
+        await self._give_way()
+        now = anyio.current_time()
+        for checkpoint_id in self._agenda.wake(now):
+            record = self._catalog.get(checkpoint_id)
+            if record is not None:
+                self._agenda.add(checkpoint_id, record.modified_ns)
+        wanted = self._agenda.take()
+        if wanted is None and self._scrub_at <= now:
+            await self._find_old(now)
+            wanted = self._agenda.take()
+        return wanted
+
+    async def _give_way(self) -> None:
+        """News goes first; and what cannot be kept is not worth finding out."""
+        # Neither end is an event, and nobody waits for this.
+        while self._is_busy() or not self._journal.durable:  # noqa: ASYNC110
+            await anyio.sleep(YIELD_S)
+
+    async def _find_old(self, now: float) -> None:
+        old, self._oldest_at = await anyio.to_thread.run_sync(self._ask_old)
+        self._agenda.scrub(old)
+        if not old:  # a pass is over; the next one begins with the oldest
+            self._scrub_at = now + min(SCRUB_LOOK_S, max(self._scrub_s, AGAIN_S))
+
+    def _ask_old(self) -> tuple[list[tuple[float, CheckpointId]], float | None]:
+        """Runs in a thread."""
+        before = time.time() - self._scrub_s
+        old = self._state.verified_before(before, after=self._agenda.scrubbed, limit=SCRUB_PAGE)
+        return old, self._state.oldest_verified()
+
+    async def _wait(self) -> None:
+        with anyio.CancelScope(deadline=min(self._agenda.next_due(), self._scrub_at)):
+            await self._wake.wait()
+        self._wake = anyio.Event()
+
+    def _follow(self, batch: Batch) -> None:
+        """Have what is new or has changed verified."""
+        if not self.is_enabled:
+            return
+        for item in batch.items:
+            if not isinstance(item, Tombstone) and is_candidate(item) and not item.entry.verified.covers(self._level):
+                self._agenda.add(item.entry.id, item.modified_ns)
+                self._wake.set()
+
+    # ---- one file ----------------------------------------------------------------------------------------------
+
+    async def _verify(self, pool: WorkerPool, wanted: Wanted) -> None:
+        await anyio.lowlevel.checkpoint()
+        record = self._catalog.get(wanted.id)
+        viewer = None if record is None else self._viewers.get(record.entry.root)
+        if record is None or viewer is None or not is_candidate(record):
+            return
+        if self._agenda.rests(wanted.id, record.identities.file):
+            return
+        key = Key(viewer.root, record.relative_path)
+        wait_s = young_for_s(record) or (AGAIN_S if self._pipeline.is_pending(key) else 0.0)
+        if wait_s:
+            self._agenda.put_off(wanted.id, anyio.current_time() + wait_s)
+            return
+        try:
+            reading = await anyio.to_thread.run_sync(self._open, wanted, viewer, record)
+            if isinstance(reading, Refusal):
+                self._refused(key, reading)
+            else:
+                await self._read(pool, key, record, reading)
+        except ZygoteError as error:
+            await self._without_pool(wanted, record, error)
+        except Exception as error:  # noqa: BLE001
+            # The rim of one file: whatever went wrong with it must not stop the others.
+            path = shown_path(viewer.root.join(record.relative_path))[0]
+            self._log.exception("a checkpoint could not be verified", path=path)
+            self._on_problem("internal error", path, repr(error))
+            self._agenda.put_off(wanted.id, anyio.current_time() + RETRY_S, record.identities.file)
+
+    async def _without_pool(self, wanted: Wanted, record: Record, error: ZygoteError) -> None:
+        if self._problem is None:
+            self._log.error("no checkpoint can be verified beyond its structure", error=str(error))
+        self._problem = str(error)
+        self._agenda.add(wanted.id, record.modified_ns)
+        await anyio.sleep(NO_POOL_S)
+
+    def _open(self, wanted: Wanted, viewer: Viewer, record: Record) -> Reading | Refusal:
+        """Runs in a thread."""
+        description = self._state.description(wanted.id)
+        previous = self._journal.verification(wanted.id)
+        return open_for_reading(viewer, record, description, previous, level=self._level, again=wanted.again)
+
+    def _refused(self, key: Key, why: Refusal) -> None:
+        match why:
+            case Refusal.DONE:
+                pass
+            case Refusal.NOT_YET:
+                self._agenda.put_off(key.id, anyio.current_time() + AGAIN_S)
+            case Refusal.CHANGED:  # what the look finds is news, and brings it back here; or it finds nothing new
+                self._pipeline.hint([key])
+                self._agenda.put_off(key.id, anyio.current_time() + SCRUB_LOOK_S)
+            case Refusal.UNDESCRIBED:
+                self._pipeline.hint([key], must_read=True)
+                self._agenda.put_off(key.id, anyio.current_time() + AGAIN_S)
+
+    async def _read(self, pool: WorkerPool, key: Key, record: Record, reading: Reading) -> None:
+        path = shown_path(key.root.join(key.path))[0]
+        self._under_way, began_at = path, anyio.current_time()
+        try:
+            outcome, verification, reason = await read_to_end(pool, reading, level=self._level, mb_per_s=self._mb_per_s)
+        finally:
+            self._under_way = None
+            reading.close()
+        self._problem = None
+        self._count(outcome, record.identities.file.size, anyio.current_time() - began_at)
+        if reason is not None and outcome is not Outcome.CHANGED:
+            self._log.warning("a checkpoint could not be verified", path=path, error=reason)
+            self._on_problem("checkpoint not verified", path, reason)
+        if outcome is Outcome.CHANGED:
+            self._pipeline.hint([key])
+        elif outcome in (Outcome.FAILED, Outcome.UNREADABLE):
+            self._agenda.put_off(key.id, anyio.current_time() + RETRY_S, record.identities.file)
+        if verification is not None:
+            self._tell_news(path, reading.previous, verification)
+            await self._publish(key, record, reading.description, verification)
+
+    def _count(self, outcome: Outcome, size_bytes: int, seconds: float) -> None:
+        read = size_bytes if outcome in (Outcome.GOOD, Outcome.CORRUPT, Outcome.ROTTEN) else 0
+        self._effort.add(outcome, read, seconds)
+        self._metrics.verified.labels(self._level.value, outcome.value).inc()
+        self._metrics.verified_bytes.inc(read)
+
+    def _tell_news(self, path: str, previous: Verification | None, verification: Verification) -> None:
+        before = previous.findings if previous is not None else ()
+        errors = [one for one in verification.findings if one.severity is Severity.ERROR and one not in before]
+        if errors and not verification.is_failed:
+            message = "; ".join(f"{one.code}: {one.message}" for one in errors)
+            self._log.warning("a checkpoint is corrupt", path=path, found=message, remedy=errors[0].remedy)
+            self._on_problem("checkpoint corrupt", path, message)
+        healed = (
+            previous is not None
+            and not previous.is_good
+            and previous.is_of_same_file(verification.identity, verification.shards)
+        )
+        if healed and verification.is_good:
+            self._log.info("a checkpoint reads well again", path=path)
+
+    async def _publish(
+        self, key: Key, record: Record, description: Description | None, verification: Verification
+    ) -> None:
+        while True:
+            shown = None if description is None else apply(description, verification, shards=verification.shards)
+            attempt = _Attempt(record, shown, verification)
+            await self._journal.submit(Change(key.id, attempt.decide), verification=verification)
+            if not attempt.overtaken:
+                break
+            newer = self._catalog.get(key.id)
+            if newer is None:
+                return
+            record = newer
+            description = await anyio.to_thread.run_sync(self._state.description, key.id)
+        self._pipeline.hint_aliases(key.id)
+
+
+class _Attempt:
+    """To publish what was read of a file, if that is still the file that is listed."""
+
+    def __init__(self, record: Record, shown: Description | None, verification: Verification) -> None:
+        self._record = record
+        self._shown = shown
+        self._verification = verification
+        self.overtaken = False
+        """There was other news of the same file meanwhile."""
+
+    def decide(self, current: Record | None) -> Record | None:
+        if current is None or current.entry.health is Health.WRITING:
+            return None
+        if not self._verification.is_of(current.identities.file, current.identities.shards):
+            return None
+        if current is not self._record:
+            self.overtaken = True
+            return None
+        if self._shown is None or current.entry.health is Health.OFFLINE:
+            return current  # what was read is kept, and shown at the next look
+        return verified_record(current, self._shown)
