@@ -24,7 +24,8 @@ def format_of(checkpoint_path: str, parts: Sequence[Part]) -> Format | None:
     """Which sharded format claims the directory at `checkpoint_path` that holds `parts`; see `sharded.claim`."""
     name = checkpoint_path.rstrip("/").rpartition("/")[2]
     names = {part.name.partition("/")[0].encode("utf-8", "surrogateescape") for part in parts}
-    return claim(name.encode("utf-8", "surrogateescape"), names)
+    # Whoever asks has looked beside the directory, or means it anyway.
+    return claim(name.encode("utf-8", "surrogateescape"), names, parent_has_latest=True)
 
 
 def inspect_members(

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import itertools
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from .assembly import describe_tensors, describe_value
 from .checks import safety, weights_only
 from .checks.architecture import judge_architecture
 from .checks.checksum import digest_file, mismatch_message
-from .directories import inspect_members
+from .directories import format_of, inspect_members
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import Finding, finding
 from .formats import safetensors, torch_legacy, torch_zip, torchscript
@@ -24,6 +25,7 @@ from .formats.sharded import Part
 from .formats.sniff import HEAD_BYTES, sniff
 from .inspection import FileIdentity, Format, Inspection, Level, Safety, Seal
 from .levels import Located, check_available, verify_archive_contents, verify_plain
+from .opened_parts import opened_parts
 from .plain import clip, to_plain
 from .programs import inspect_program
 from .reader import FileReader, Reading
@@ -45,26 +47,28 @@ def inspect_checkpoint(
     required_keys: Sequence[str] = (),
     architectures: Table | None = None,
 ) -> Inspection:
-    """Inspect one file in this process. Nothing in it is executed; at level `structure` no tensor is read.
+    """Inspect one checkpoint in this process. Nothing in it is executed; at level `structure` no tensor is read.
 
     A hostile file can exhaust the memory, the stack or the time of the process that parses it (see `unpickle`); where
     that matters, use the worker pool, as the daemon and the command line do.
 
     Args:
-        path: a regular file, or a link to one.
+        path: a regular file, a directory that a sharded format claims (`sharded.claim`), or a link to one of them.
         level: how much to verify: `structure`, `checksum` or `weights`.
         required_keys: keys of the state dict, or prefixes of such (`model.encoder`), that must be there.
         architectures: what models are recognised by (`load_table`); by default the packaged table.
 
     Raises:
-        Unreadable: the file cannot be opened or read, or is no regular file.
-        Changed: the file was modified during each of three attempts.
+        Unreadable: it cannot be opened or read, or is neither a regular file nor a checkpoint directory.
+        Changed: it was modified during each of three attempts.
         ValueError: `level` is not available: `none`, or `weights` without torch (`TorchMissing`).
     """
     check_available(level)
     for attempt in itertools.count(1):
         fd = _open(path)
         try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                return _inspect_listed(fd, path, level, required_keys, architectures)
             return inspect_opened(fd, os.fspath(path), level, required_keys=required_keys, architectures=architectures)
         except Changed:
             if attempt == _ATTEMPTS:
@@ -155,6 +159,24 @@ def _open(path: str | os.PathLike[str]) -> int:
         raise Unreadable(f"{os.fspath(path)} cannot be opened: {error.strerror}", error.errno) from error
     except ValueError as error:
         raise Unreadable(f"{os.fspath(path)!r} is no possible path: {error}") from error
+
+
+def _inspect_listed(
+    fd: int,
+    path: str | os.PathLike[str],
+    level: Level,
+    required_keys: Sequence[str],
+    architectures: Table | None,
+) -> Inspection:
+    """A directory that somebody named: its files are opened here, none by way of a link."""
+    real = os.path.realpath(path)  # a link's own name says nothing about the directory
+    with opened_parts(fd) as (parts, identity):
+        if format_of(real, parts) is None:
+            raise Unreadable(f"{os.fspath(path)} is a directory, but none that holds a sharded checkpoint")
+        inspection = inspect_directory(
+            parts, identity, real, level, required_keys=required_keys, architectures=architectures
+        )
+    return msgspec.structs.replace(inspection, checkpoint_path=os.fspath(path))
 
 
 @contextlib.contextmanager
