@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,6 +17,7 @@ from ckptd.validators.reader import identity_of
 
 from .describe import describe_opened, failed_description, sidecar_for
 from .description import DescribeRequest, Description, OpenedFiles, SidecarStatus
+from .directories import checkpoint_directory
 from .entry import (
     CheckpointEntry,
     CheckpointId,
@@ -29,7 +31,7 @@ from .entry import (
 )
 from .experiment import Companions, DirectFiles, find_companions
 from .index import index_of, read_index, write_index
-from .opening import open_checkpoint
+from .opening import directory_identities, open_checkpoint, status_of_checkpoint
 from .roots import DEFAULT_SUFFIXES, Root, is_checkpoint_name, resolve_roots
 from .scan import Link, resolve_link, scan_tree
 from .sidecar import render, sidecar_path, write_sidecar
@@ -208,11 +210,17 @@ class _Build:
             path = os.fsencode(text)
             # The file is anybody's: nothing that leads out of the root is even looked at.
             beneath = path and not path.startswith(b"/") and b".." not in path.split(b"/") and b"\0" not in path
-            if not beneath or not is_checkpoint_name(os.path.basename(path), self._options.suffixes):
+            if not beneath or not self._may_be_listed(root, path):
                 self.warnings.append(f"{root.name}: the index names {text!r}, which is no checkpoint's path here")
             elif (target := self._indexed(root, root_fd, path)) is not None:
                 targets.append(target)
         return targets
+
+    def _may_be_listed(self, root: Root, path: bytes) -> bool:
+        """Whether a path has a checkpoint's name, or is a directory that is one; a link to such a one included."""
+        if is_checkpoint_name(os.path.basename(path), self._options.suffixes):
+            return True
+        return checkpoint_directory(os.path.realpath(root.join(path))) is not None
 
     def _indexed(self, root: Root, root_fd: int, path: bytes) -> _Target | None:
         try:
@@ -235,6 +243,8 @@ class _Build:
                 return self._looked_at(target, base_fd, path)
         except FileNotFoundError:
             return None if target.link is None else self._failed(target, _dangling())
+        except IsADirectoryError:  # it ceased to be a checkpoint
+            return None
         except (OSError, Unreadable) as error:
             reason = error.strerror if isinstance(error, OSError) else error.message
             return self._failed(target, finding("file.unreadable", f"the file cannot be read: {reason}"))
@@ -258,21 +268,19 @@ class _Build:
             os.close(base_fd)
 
     def _looked_at(self, target: _Target, base_fd: int, path: bytes) -> Record:
-        attempt = 1
-        while True:
-            request, files, identities = open_checkpoint(base_fd, path, _companions(base_fd, path))
-            try:
-                request = self._named(target, request)
-                identities = self._with_link(target, identities)
-                description = self._describe(request, files)
-                return self._take(target, description, identities, os.fstat(files.checkpoint))
-            except Changed:
-                if attempt == ATTEMPTS:
-                    return self._unsettled(target, request, identities)
-                attempt += 1
-            finally:
-                for fd in files.all():
-                    os.close(fd)
+        for _ in range(ATTEMPTS):
+            with contextlib.suppress(Changed):
+                return self._look_once(target, base_fd, path)
+        return self._unsettled(target, base_fd, path)
+
+    def _look_once(self, target: _Target, base_fd: int, path: bytes) -> Record:
+        request, files, identities = open_checkpoint(base_fd, path, _companions(base_fd, path))
+        try:
+            description = self._describe(self._named(target, request), files)
+            return self._take(target, description, self._with_link(target, identities), os.fstat(files.checkpoint))
+        finally:
+            for fd in files.all():
+                os.close(fd)
 
     def _named(self, target: _Target, request: DescribeRequest) -> DescribeRequest:
         return msgspec.structs.replace(
@@ -297,15 +305,27 @@ class _Build:
             self.fast += 1
         else:
             self.slow += 1
-        health = health_of(description, age_s=time.time() - status.st_mtime, abandoned_s=self._options.abandoned_s)
+        age_s = time.time() - identities.file.mtime_ns / 1e9
+        health = health_of(description, age_s=age_s, abandoned_s=self._options.abandoned_s)
         if self._options.write_sidecars and health is Health.VALID and target.link is None:
             description, identities = self._write_sidecar(target, description, identities, status)
         return self._made(target, description, health, identities)
 
-    def _unsettled(self, target: _Target, request: DescribeRequest, identities: Identities) -> Record:
-        """A file that changes faster than it can be read."""
+    def _unsettled(self, target: _Target, base_fd: int, path: bytes) -> Record:
+        """A checkpoint that changes faster than it can be read."""
         self.slow += 1
-        problem = finding("archive.incomplete", "the file is being written: it changed each time it was read")
+        status, identity = status_of_checkpoint(base_fd, path)
+        is_directory = stat.S_ISDIR(status.st_mode)
+        identities = self._with_link(
+            target, directory_identities(base_fd, path) if is_directory else Identities(identity)
+        )
+        problem = finding(
+            "shards.incomplete" if is_directory else "archive.incomplete",
+            f"the {'directory' if is_directory else 'file'} is being written: it changed each time it was read",
+        )
+        request = DescribeRequest(
+            checkpoint_path=shown_path(target.root.join(target.path))[0], relative_path=target.path
+        )
         description = failed_description(request, identities.file, problem, seal=Seal.OPEN)
         return self._made(target, description, Health.WRITING, identities)
 
@@ -334,13 +354,14 @@ class _Build:
             health,
             identities=identities,
             metadata_source=metadata_source(description.sidecar),
-            alias_of=self._alias_of(target.link),
+            alias_of=self._alias_of(target.link, identities),
         )
 
-    def _alias_of(self, link: Link | None) -> CheckpointId | None:
+    def _alias_of(self, link: Link | None, identities: Identities) -> CheckpointId | None:
         if link is None or link.target is None or link.base not in self._inside():
             return None
-        listed = is_checkpoint_name(os.path.basename(link.target), self._options.suffixes)
+        named = is_checkpoint_name(os.path.basename(link.target), self._options.suffixes)
+        listed = named or identities.shards is not None
         return checkpoint_id(Root(link.base).name, link.target) if listed else None
 
     # ---- writing ---------------------------------------------------------------------------------------

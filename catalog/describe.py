@@ -17,7 +17,7 @@ from ckptd.validators.findings import Finding, Severity, finding
 from ckptd.validators.formats.sharded import directory_identity
 from ckptd.validators.inspection import FileIdentity, Inspection, Level, Plain, Seal
 from ckptd.validators.inspector import inspect_directory, inspect_opened
-from ckptd.validators.reader import FileReader, identity_of
+from ckptd.validators.reader import FileReader, Reading, identity_of
 
 from .derive import Surroundings, derive_metadata
 from .description import (
@@ -160,27 +160,31 @@ def sidecar_for(
 
 
 def _inspect(request: DescribeRequest, files: OpenedFiles, architectures: Table | None) -> Inspection:
+    reading = Reading(mb_per_s=request.mb_per_s, spare_cache=request.spare_cache, fresh=request.fresh)
     if not is_directory(files.checkpoint):
         return inspect_opened(
             files.checkpoint,
             request.checkpoint_path,
             request.level,
+            reading,
             required_keys=request.required_keys,
             architectures=architectures,
         )
     directory = _directory(request, files)
     parts = parts_of(request.shards, files.shards)
+    name = request.directory_name or os.path.basename(request.checkpoint_path)
     inspection = inspect_directory(
         parts,
         directory,
-        request.checkpoint_path,
+        os.path.join(os.path.dirname(request.checkpoint_path), name),
         request.level,
+        reading,
         required_keys=request.required_keys,
         architectures=architectures,
     )
     if _directory(request, files) != directory:
         raise Changed("the directory was modified while its files were read")
-    return inspection
+    return msgspec.structs.replace(inspection, checkpoint_path=request.checkpoint_path)
 
 
 def _directory(request: DescribeRequest, files: OpenedFiles) -> FileIdentity:
@@ -287,6 +291,7 @@ def _opened(
             config_name=found.config if found.config in beside else None,
             run_failed=found.run_failed,
             shards=shards,
+            directory_name=shown_path(os.path.basename(os.path.realpath(absolute)))[0] if shards else None,
         )
         sidecars = tuple(beside[name] for name in request.sidecar_names)
         config = None if request.config_name is None else beside[request.config_name]

@@ -56,10 +56,17 @@ class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Keys or prefixes of keys (`model.encoder`) that the state dict must have."""
     shards: tuple[ShardFile, ...] = ()
     """The files of a checkpoint that is a directory, sorted by name; none for a file."""
+    directory_name: str | None = None
+    """The directory's own name, which has a say in its format; `checkpoint_path` may be that of a link to it."""
     timeout_s: float | None = None
     """Wall time that this job may take; None: the pool's own limit."""
     mb_per_s: float | None = None
     """How fast a background verification may read, in 10^6 bytes per second; None: as fast as it goes."""
+    fresh: bool = False
+    """Read the disk and not what the page cache holds of the file: needed by a scrub, and needed as well where the
+    descriptors were opened with O_DIRECT (`opening.reopen_direct`), which is the better way to do it."""
+    spare_cache: bool = False
+    """What is read does not stay in the page cache. Background pools ask for it by themselves."""
 
 
 class OpenedFiles(msgspec.Struct, frozen=True, kw_only=True):

@@ -121,6 +121,25 @@ def is_checkpoint_directory(base_fd: int, path: bytes, directory_fd: int) -> boo
     return bool(path) and claim(os.path.basename(path), names, has_latest(base_fd, os.path.dirname(path))) is not None
 
 
+def checkpoint_directory(path: bytes) -> Format | None:
+    """The format that claims a directory which somebody named; None for any other directory, and for no directory.
+
+    Args:
+        path: absolute, links resolved: the name counts.
+    """
+    directory, name = os.path.split(path)
+    try:
+        base_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return Claims().format_of(base_fd, name)
+    except OSError:
+        return None
+    finally:
+        os.close(base_fd)
+
+
 class Claims:
     """Answers which directories are checkpoints, and remembers it for as long as they do not change.
 

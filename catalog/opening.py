@@ -74,6 +74,7 @@ def open_checkpoint(
             config_name=companions.config if config is not None else None,
             run_failed=companions.run_failed,
             shards=shards,
+            directory_name=shown_path(os.path.basename(relative_path))[0] if is_directory(checkpoint) else None,
         )
         files = OpenedFiles(
             checkpoint=checkpoint, sidecars=tuple(fd for _, fd in sidecars), config=config, shards=parts
@@ -158,15 +159,18 @@ def is_directory(fd: int) -> bool:
 
 
 def status_of_checkpoint(root_fd: int, relative_path: bytes) -> tuple[os.stat_result, FileIdentity]:
-    """The status of a checkpoint that is no link, and the identity that its description carries.
+    """The status of a checkpoint, and the identity that its description carries.
 
     Raises:
-        OSError: it cannot be looked at.
+        OSError: it cannot be opened beneath the root, EXDEV where it leads out of it.
     """
-    status = os.stat(relative_path, dir_fd=root_fd, follow_symlinks=False)
-    if not stat.S_ISDIR(status.st_mode):
-        return status, identity_of(status)
-    return status, list_beneath(root_fd, relative_path).identity
+    fd = _open_place(root_fd, relative_path)
+    try:
+        status = os.fstat(fd)
+        is_file = not stat.S_ISDIR(status.st_mode)
+        return status, identity_of(status) if is_file else list_directory(fd).identity
+    finally:
+        os.close(fd)
 
 
 def directory_identities(root_fd: int, relative_path: bytes) -> Identities:
@@ -195,19 +199,10 @@ def directory_identities(root_fd: int, relative_path: bytes) -> Identities:
 def _open_itself(
     undo: contextlib.ExitStack, root_fd: int, relative_path: bytes
 ) -> tuple[int, tuple[ShardFile, ...], tuple[int, ...]]:
-    try:
-        checkpoint = open_beneath(root_fd, relative_path)
-        undo.callback(os.close, checkpoint)
-        return checkpoint, (), ()
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # what it says of a directory, among others
-            raise
-        refused = error
-    try:
-        checkpoint = open_directory_beneath(root_fd, relative_path)
-    except NotADirectoryError:
-        raise refused from None
+    checkpoint = _open_place(root_fd, relative_path)
     undo.callback(os.close, checkpoint)
+    if not is_directory(checkpoint):
+        return checkpoint, (), ()
     if not is_checkpoint_directory(root_fd, relative_path, checkpoint):
         raise IsADirectoryError(errno.EISDIR, "a directory that is no checkpoint", os.fsdecode(relative_path))
     for _ in range(ATTEMPTS):
@@ -218,6 +213,20 @@ def _open_itself(
                 undo.push(attempt.pop_all())
                 return checkpoint, *opened
     raise Changed(f"the files of {shown_path(relative_path)[0]} changed while they were opened")
+
+
+def _open_place(root_fd: int, relative_path: bytes) -> int:
+    """Open a regular file, or a directory to list it."""
+    try:
+        return open_beneath(root_fd, relative_path)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what it says of a directory, among others
+            raise
+        refused = error
+    try:
+        return open_directory_beneath(root_fd, relative_path)
+    except NotADirectoryError:
+        raise refused from None
 
 
 def _open_parts(

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from ckptd.validators.formats.sharded import LATEST, claim
+from ckptd.validators.inspection import Format
+
 DEFAULT_SUFFIXES = (".ckpt",)
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -20,7 +23,7 @@ _RESOLVE_BENEATH = 0x08
 
 
 class RootError(ValueError):
-    """Raised when a configured root can never be watched: it is no directory, or its path is not UTF-8."""
+    """Raised when a configured root can never be watched: it is no directory, itself a checkpoint, or not UTF-8."""
 
 
 class Root(msgspec.Struct, frozen=True):
@@ -48,13 +51,17 @@ def resolve_roots(paths: Iterable[str]) -> tuple[list[Root], list[str]]:
         The roots in the order given, and warnings for people about what was merged.
 
     Raises:
-        RootError: a path exists and is not a directory, or is not UTF-8: no event could ever name a file there.
+        RootError: a path exists and is not a directory, is itself a checkpoint (which would be listed under no name),
+            or is not UTF-8: no event could ever name a file there.
     """
     resolved: list[tuple[str, bytes]] = []
     for given in paths:
         path = os.path.realpath(os.fsencode(given))
         if os.path.exists(path) and not os.path.isdir(path):
             raise RootError(f"roots: {given!r} is not a directory; name the directory that holds the checkpoints")
+        if (claimed := _claim(path)) is not None:
+            holder = os.fsdecode(os.path.dirname(path))
+            raise RootError(f"roots: {given!r} is itself a checkpoint ({claimed}); name what holds it, {holder!r}")
         if not _is_utf8(path):
             raise RootError(f"roots: the path {path!r} is not UTF-8 and cannot be watched; rename the directory")
         resolved.append((given, path))
@@ -69,6 +76,14 @@ def resolve_roots(paths: Iterable[str]) -> tuple[list[Root], list[str]]:
         else:
             roots.append(Root(path))
     return roots, warnings
+
+
+def _claim(path: bytes) -> Format | None:
+    directory, name = os.path.split(path)
+    try:
+        return claim(name, os.listdir(path), os.path.lexists(os.path.join(directory, LATEST)))
+    except OSError:  # it does not exist yet, or is not to be listed now
+        return None
 
 
 def is_checkpoint_name(name: bytes, suffixes: Sequence[str] = DEFAULT_SUFFIXES) -> bool:

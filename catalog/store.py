@@ -166,6 +166,11 @@ class Catalog:
         checkpoint_id = None if paths is None else paths.get(relative_path)
         return None if checkpoint_id is None else self._current.get(checkpoint_id)
 
+    def is_directory(self, root: str, relative_path: bytes) -> bool:
+        """Whether a path is listed as a checkpoint that is a directory. Safe to call from another thread."""
+        record = self.find(root, relative_path)
+        return record is not None and record.identities.shards is not None
+
     def paths(self, root: str) -> list[bytes]:
         """A copy of all relative paths under a root. Safe to call from another thread."""
         return list(self._paths.get(root, ()))

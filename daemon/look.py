@@ -89,6 +89,8 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
     is_deletion: DeletionCheck
     is_directory: Callable[[bytes], bool] = lambda _: False
     """Whether a path of this root is listed as a checkpoint that is a directory. Called in any thread."""
+    required_keys: tuple[str, ...] = ()
+    """Keys or prefixes of keys that every state dict of this root must have."""
     claims: Claims = msgspec.field(default_factory=Claims)
 
     def look(self, root_fd: int, path: bytes, known: Record | None, *, must_read: bool) -> Sight:
@@ -154,7 +156,9 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             for fd in files.all():
                 os.close(fd)
             return Sight(kind=LookKind.UNCHANGED)
-        shown = msgspec.structs.replace(request, checkpoint_path=shown_path(self.root.join(path))[0])
+        shown = msgspec.structs.replace(
+            request, checkpoint_path=shown_path(self.root.join(path))[0], required_keys=self.required_keys
+        )
         opened = Opened(shown, files, identities, _has_writer(shown, files))
         return Sight(kind=LookKind.SEEN, opened=opened, request=shown, identities=identities, alias_of=alias_of)
 
@@ -376,8 +380,8 @@ def _dangling_identities(link: os.stat_result) -> Identities:
 
 def _unopened_identities(root_fd: int, path: bytes, link: os.stat_result | None) -> Identities:
     """As a sweep sees a checkpoint that may not be read: else each sweep would have it looked at again."""
-    status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
-    if stat.S_ISDIR(status.st_mode):
+    own = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+    if stat.S_ISDIR(own.st_mode):
         identities = directory_identities(root_fd, path)
         return msgspec.structs.replace(identities, link=None if link is None else identity_of(link))
     files = DirectFiles(root_fd)
@@ -385,7 +389,7 @@ def _unopened_identities(root_fd: int, path: bytes, link: os.stat_result | None)
     sidecars = [status for name in companions.sidecars if (status := files.status(name)) is not None]
     config = None if companions.config is None else files.status(companions.config)
     return Identities(
-        file=identity_of(status),
+        file=identity_of(own),
         sidecars=tuple(map(identity_of, sidecars)),
         config=None if config is None else identity_of(config),
         link=None if link is None else identity_of(link),

@@ -1,5 +1,6 @@
 """Tree: one root, kept current; the watcher's hints and the sweeps become paths to look at."""
 
+import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,12 +11,15 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from ckptd.catalog.entry import Record
 from ckptd.catalog.experiment import DirectFiles, checkpoints_of_config, checkpoints_of_sidecar, scope_of
 from ckptd.catalog.roots import Root, is_checkpoint_name
 from ckptd.catalog.sidecar import clean_leftovers, remove_sidecar
-from ckptd.catalog.store import Catalog
+from ckptd.catalog.store import Batch, Catalog, Tombstone, id_of
+from ckptd.validators.formats.sharded import DEPTH, is_member_name
 
 from .completeness import Completeness, SweepSchedule, Ticket
+from .look import directories_above
 from .mounts import MountTable
 from .pipeline import Key, Pipeline
 from .settings import Settings, Sidecars
@@ -94,6 +98,9 @@ class Tree:
         # Threads of its own: a root on a hanging disk must not use up those of the others.
         self._sweep_thread = anyio.CapacityLimiter(1)
         self._scan_thread = anyio.CapacityLimiter(1)
+        self._claimed = {record.entry.id: record.relative_path for record in catalog if self._is_directory(record)}
+        """Directories of this root that are listed as checkpoints; not links to such."""
+        catalog.on_publish(self._follow_directories)
 
     # ---- for others ----------------------------------------------------------------------------------------
 
@@ -126,10 +133,9 @@ class Tree:
     def on_hints(self, hints: Hints) -> None:
         """Take up what the watcher says."""
         self._pipeline.hint(self._keys_of(hints.files))
-        scopes = {scope for path in hints.files if (scope := scope_of(path)) is not None}
-        if hints.directories or scopes:
-            self._subtrees |= hints.directories | scopes
-            self._wake_scan.set()
+        # A link to a directory may have any name.
+        self._pipeline.hint(Key(self.root, path) for path in hints.links)
+        self._scan(hints.directories | {scope for path in hints.files if (scope := scope_of(path)) is not None})
         if hints.everything:
             self._request_sweep()
 
@@ -269,7 +275,37 @@ class Tree:
         proved = self._completeness.proved(self.root.name)
         return proved is not None and proved >= ticket.started_at
 
+    # ---- directories that become or cease to be checkpoints ------------------------------------------------
+
+    def _is_directory(self, record: Record) -> bool:
+        identities = record.identities
+        return record.entry.root == self.root.name and identities.shards is not None and identities.link is None
+
+    def _follow_directories(self, batch: Batch) -> None:
+        """What lies in a directory is listed no more once that is a checkpoint as a whole, and again when it ceases."""
+        concerned: set[bytes] = set()
+        for item in batch.items:
+            if isinstance(item, Tombstone) or not self._is_directory(item):
+                if (path := self._claimed.pop(id_of(item), None)) is not None:
+                    concerned.add(path)
+            elif item.entry.id not in self._claimed:
+                self._claimed[item.entry.id] = item.relative_path
+                if self._catalog.has_beneath(self.root.name, item.relative_path):
+                    concerned.add(item.relative_path)
+        self._scan(concerned)
+
+    def _directories_with(self, path: bytes) -> list[bytes]:
+        """The directories that are listed as checkpoints and that `path` is, or is part of."""
+        names = (path, *directories_above(path))
+        return [each for each in names if self._catalog.is_directory(self.root.name, each)]
+
     # ---- scans of what has just changed --------------------------------------------------------------------
+
+    def _scan(self, subtrees: Iterable[bytes]) -> None:
+        before = len(self._subtrees)
+        self._subtrees.update(subtrees)
+        if len(self._subtrees) > before:
+            self._wake_scan.set()
 
     async def _scan_forever(self) -> None:
         while True:
@@ -298,12 +334,24 @@ class Tree:
         suffixes = self._settings.suffixes
         for path in paths:
             directory, name = os.path.split(path)
+            whole = self._directories_with(path)
+            for each in whole or self._directories_made_by(path):
+                yield Key(self.root, each)
+            if whole:
+                continue
             if is_checkpoint_name(name, suffixes):
                 yield Key(self.root, path)
             for concerned in (*checkpoints_of_sidecar(name, suffixes), *checkpoints_of_config(name, suffixes)):
                 candidate = os.path.join(directory, concerned)
                 if self._catalog.find(self.root.name, candidate) is not None:
                     yield Key(self.root, candidate)
+
+    @staticmethod
+    def _directories_made_by(path: bytes) -> list[bytes]:
+        """The directories above that may have become a checkpoint by this file."""
+        if not is_member_name(os.path.basename(path)):
+            return []
+        return list(itertools.islice(directories_above(path), DEPTH))
 
 
 def root_status(tree: Tree, completeness: Completeness[Key], *, writable: bool | None) -> RootStatus:

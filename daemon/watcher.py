@@ -47,6 +47,8 @@ class Hints(msgspec.Struct, frozen=True, kw_only=True):
     root: Root
     files: frozenset[bytes] = frozenset()
     """To be looked at: checkpoints, sidecars, configs, sentinels, anything."""
+    links: frozenset[bytes] = frozenset()
+    """Of the files, those that are links: they may lead to a directory that is a checkpoint."""
     directories: frozenset[bytes] = frozenset()
     """To be scanned with all that is beneath them; `b""` is the root."""
     everything: bool = False
@@ -73,6 +75,8 @@ class SortedChanges(msgspec.Struct, frozen=True):
     """The outermost ones: a scan takes in everything beneath."""
     made: frozenset[bytes]
     """Of the directories, those that appeared just now."""
+    links: frozenset[bytes] = frozenset()
+    """Of the files, those that are links."""
 
 
 class _End(enum.Enum):
@@ -308,7 +312,14 @@ class _Watch:
         for directory in found.made:
             heapq.heappush(self._second_looks, (again_at, directory))
         if found.files or found.directories or large:
-            self._on_hints(Hints(root=self._root, files=found.files, directories=found.directories, everything=large))
+            hints = Hints(
+                root=self._root,
+                files=found.files,
+                links=found.links,
+                directories=found.directories,
+                everything=large,
+            )
+            self._on_hints(hints)
 
     def tell(self, *, directories: Iterable[bytes] = (), everything: bool = False) -> None:
         self._on_hints(Hints(root=self._root, directories=frozenset(directories), everything=everything))
@@ -325,6 +336,7 @@ def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -
     files: set[bytes] = set()
     directories: set[bytes] = set()
     made: set[bytes] = set()
+    links: set[bytes] = set()
     places: dict[bytes, bytes] = {}
     for change, path in changes:
         absolute = _real_path(os.fsencode(path), prefix, places)
@@ -334,11 +346,13 @@ def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -
         mode = None if change is watchfiles.Change.deleted else _mode(absolute)
         if mode is None or not stat.S_ISDIR(mode):
             files.add(relative)
+            if mode is not None and stat.S_ISLNK(mode):
+                links.add(relative)
         if mode is None or stat.S_ISDIR(mode):
             directories.add(relative)
         if mode is not None and stat.S_ISDIR(mode) and change is watchfiles.Change.added:
             made.add(relative)
-    return SortedChanges(frozenset(files - {b""}), outermost(directories), outermost(made))
+    return SortedChanges(frozenset(files - {b""}), outermost(directories), outermost(made), frozenset(links))
 
 
 def _real_path(path: bytes, prefix: bytes, places: dict[bytes, bytes]) -> bytes:

@@ -1,5 +1,7 @@
 """Describing many checkpoints: in the worker pool, as the daemon does, or in this process where asked."""
 
+import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,6 +15,7 @@ from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
 from ckptd.catalog.entry import Identities, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import open_checkpoint
+from ckptd.validators.architectures import load_table
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Level
@@ -24,6 +27,8 @@ from .targets import Target, opened
 
 AHEAD = 16
 """Files opened per worker at one time: enough to hand small ones over in handfuls."""
+DIRECTORIES_AT_ONCE = 4
+"""Checkpoints that are directories, of those; each takes up to `opening.OPENED_PARTS` descriptors."""
 ATTEMPTS = 3
 """Looks at a file that changes while it is read."""
 
@@ -51,10 +56,10 @@ def describe_all(
         settings: number and limits of the workers.
         level: how much of each file to verify.
         trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
-        required_keys: keys, or the beginnings of keys, that each state dict must have.
+        required_keys: keys, or the beginnings of keys, that each state dict must have besides those of the settings.
         in_process: without worker processes; a hostile file can then take the command down.
     """
-    one = _One(level=level, trust_sidecar=trust_sidecar, required_keys=required_keys)
+    one = _One(settings, level=level, trust_sidecar=trust_sidecar, required_keys=required_keys)
     try:
         anyio.run(_describe_all, targets, done, settings, one, in_process)
     except BaseExceptionGroup as group:
@@ -67,12 +72,16 @@ async def _describe_all(
 ) -> None:
     if in_process:
         for target in targets:
-            done(target, await one.describe(target, _in_process))
+            done(target, await one.describe(target, one.in_process))
         return
     log = configure(settings.model_copy(update={"log_level": LogLevel.ERROR}))
     workers = min(settings.workers, len(targets)) or 1
     async with WorkerPool(
-        workers=workers, memory_mb=settings.worker_memory_mb, timeout_s=settings.worker_timeout_s, log=log
+        workers=workers,
+        memory_mb=settings.worker_memory_mb,
+        timeout_s=settings.worker_timeout_s,
+        log=log,
+        architectures=settings.architectures,
     ) as pool:
         in_order = _InOrder(targets, done)
         remaining = iter(enumerate(targets))
@@ -89,17 +98,29 @@ async def _describe_all(
 class _One:
     """The way of one file from its path to its description."""
 
-    def __init__(self, *, level: Level, trust_sidecar: bool, required_keys: tuple[str, ...]) -> None:
+    def __init__(
+        self, settings: Settings, *, level: Level, trust_sidecar: bool, required_keys: tuple[str, ...]
+    ) -> None:
+        self._settings = settings
         self._level = level
         self._trust_sidecar = trust_sidecar
         self._required_keys = required_keys
+        self._directories = anyio.CapacityLimiter(DIRECTORIES_AT_ONCE)
 
     async def describe(self, target: Target, describe: Describe) -> Description:
+        async with self._directories if target.is_directory else contextlib.nullcontext():
+            return await self._describe(target, describe)
+
+    async def _describe(self, target: Target, describe: Describe) -> Description:
         for attempt in itertools.count(1):
             try:
                 request, files, identities = await anyio.to_thread.run_sync(self._open, target)
             except OSError as error:
-                return _unopened(target, error)
+                return _unopened(target, f"the file cannot be opened: {error.strerror}")
+            except Changed as error:
+                if attempt == ATTEMPTS:
+                    return _unopened(target, error.message)
+                continue
             try:
                 return await describe(request, files)
             except Changed as error:
@@ -114,6 +135,11 @@ class _One:
                     os.close(fd)
         raise AssertionError("unreachable")
 
+    async def in_process(self, request: DescribeRequest, files: OpenedFiles) -> Description:
+        """Describe without a worker."""
+        table = load_table(self._settings.architectures)
+        return await anyio.to_thread.run_sync(functools.partial(describe_opened, architectures=table), request, files)
+
     def _open(self, target: Target) -> tuple[DescribeRequest, OpenedFiles, Identities]:
         with opened(target.root) as root_fd:
             companions = find_companions(DirectFiles(root_fd), target.path)
@@ -123,7 +149,7 @@ class _One:
             checkpoint_path=shown_path(target.absolute)[0],
             level=self._level,
             trust_sidecar=self._trust_sidecar,
-            required_keys=self._required_keys,
+            required_keys=(*self._required_keys, *self._settings.required_at(target.absolute)),
         )
         return request, files, identities
 
@@ -150,11 +176,6 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-async def _in_process(request: DescribeRequest, files: OpenedFiles) -> Description:
-    return await anyio.to_thread.run_sync(describe_opened, request, files)
-
-
-def _unopened(target: Target, error: OSError) -> Description:
+def _unopened(target: Target, why: str) -> Description:
     request = DescribeRequest(checkpoint_path=shown_path(target.absolute)[0], relative_path=target.path)
-    problem = finding("file.unreadable", f"the file cannot be opened: {error.strerror}")
-    return failed_description(request, FileIdentity(0, 0, 0, 0), problem)
+    return failed_description(request, FileIdentity(0, 0, 0, 0), finding("file.unreadable", why))

@@ -95,27 +95,41 @@ def _records(root: Root, scan: Scan, settings: Settings) -> list[Record]:
     records: list[Record] = []
     if found:
         with output.progress("describing", len(found)) as progress:
+            in_order = iter(sorted(found))
 
-            def done(target: Target, description: Description) -> None:
-                records.append(_record(target, found[target.path], description))
+            def done(_: Target, description: Description) -> None:
+                records.append(_record(root, found[next(in_order)], description))
                 progress.advance()
 
-            targets = [Target(root, path) for path in sorted(found)]
+            targets = [_target(root, found[path]) for path in sorted(found)]
             describe_all(targets, done, settings, trust_sidecar=True)
     return records
 
 
-def _record(target: Target, found: Found, description: Description) -> Record:
+def _target(root: Root, found: Found) -> Target:
+    """Where to look; of a link to a directory that is the directory, whose own name says what it is."""
+    is_directory = found.identities.shards is not None
+    if is_directory and found.link is not None and found.link.target is not None:
+        return Target(root, found.link.target, is_directory)
+    return Target(root, found.path, is_directory)
+
+
+def _record(root: Root, found: Found, description: Description) -> Record:
     link = found.link
     alias_of = None
-    if link is not None and link.target is not None and link.base == target.root.path:
-        alias_of = checkpoint_id(target.root.name, link.target)
+    if link is not None and link.target is not None and link.base == root.path:
+        alias_of = checkpoint_id(root.name, link.target)
     return make_record(
-        target.root,
-        target.path,
+        root,
+        found.path,
         description,
         Health.VALID if description.inspection.is_valid else Health.INVALID,
-        identities=Identities(found.identities.file, description.sidecar_identities, description.config_identity),
+        identities=Identities(
+            found.identities.file,
+            description.sidecar_identities,
+            description.config_identity,
+            shards=found.identities.shards,
+        ),
         metadata_source=metadata_source(description.sidecar),
         alias_of=alias_of,
     )

@@ -11,18 +11,18 @@ from typing import NamedTuple
 from ckptd.catalog.describe import sidecar_for
 from ckptd.catalog.description import Description, SidecarStatus
 from ckptd.catalog.entry import shown_path
+from ckptd.catalog.opening import status_of_checkpoint
 from ckptd.catalog.renaming import rename_no_replace
-from ckptd.catalog.roots import Root, open_beneath
+from ckptd.catalog.roots import Root
 from ckptd.catalog.sidecar import render, sidecar_path, write_sidecar
 from ckptd.validators.findings import Severity
-from ckptd.validators.reader import identity_of
 
 from ..settings import Settings, SidecarName
 from . import output
 from .describing import describe_all
 from .exits import ENVIRONMENT, FINE, FOUND
 from .flags import add_setting_flags, settings_from
-from .targets import Target, directory_roots, find_targets, opened, writing_in
+from .targets import Target, find_targets, holding_roots, opened, writing_in
 
 _SETTINGS = ("suffixes", "sidecar_name", "workers", "worker_memory_mb", "worker_timeout_s", "config")
 _BACKUPS = 100
@@ -55,7 +55,9 @@ class Result(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Directories, dry run, repair."""
     parser.usage = "ckptd metadata [PATH ...] [--dry-run] [--repair] [--json] [settings]"
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="directories that hold checkpoints (default: outputs)")
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="directories that hold checkpoints, or are one (default: outputs)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
     parser.add_argument(
         "--repair", action="store_true", help="also replace stale and unreadable ones; the old is kept as .bak"
@@ -67,9 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Describe what has no current sidecar and write one; 1 if a checkpoint is invalid, 3 if a write was refused."""
     settings = settings_from(options)
-    roots = directory_roots(options.paths or settings.roots)
+    paths = options.paths or settings.roots
+    roots = holding_roots(paths)
     with contextlib.nullcontext() if options.dry_run else writing_in(roots):
-        targets = find_targets([root.name for root in roots], settings.suffixes)
+        targets = find_targets(paths, settings.suffixes)
         writer = _Writer(settings, dry_run=options.dry_run, repair=options.repair)
         results: list[Result] = []
         if targets.found:
@@ -117,12 +120,8 @@ class _Writer:
             return Result(target, Outcome.FAILED, error.strerror or str(error))
 
     def _write(self, root_fd: int, target: Target, description: Description) -> Result:
-        fd = open_beneath(root_fd, target.path)
-        try:
-            checkpoint = os.fstat(fd)
-        finally:
-            os.close(fd)
-        if identity_of(checkpoint) != description.inspection.identity:
+        checkpoint, identity = status_of_checkpoint(root_fd, target.path)
+        if identity != description.inspection.identity:
             return Result(target, Outcome.FAILED, "the checkpoint changed meanwhile; run it again")
         path = sidecar_path(target.path, long_name=self._long_name)
         detail = ""

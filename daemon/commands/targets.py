@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from ckptd.catalog.directories import checkpoint_directory
 from ckptd.catalog.roots import Root, RootError, resolve_roots
 from ckptd.catalog.scan import scan_tree
 
@@ -19,6 +20,8 @@ class Target(NamedTuple):
     root: Root
     path: bytes
     """Relative to the root."""
+    is_directory: bool = False
+    """It is a directory that a sharded format claims."""
 
     @property
     def absolute(self) -> bytes:
@@ -35,21 +38,22 @@ class Targets(NamedTuple):
 
 
 def find_targets(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
-    """The checkpoints under directories, and files as they are named, whatever their suffix.
+    """The checkpoints under directories, and what is named itself: files of any suffix, checkpoint directories.
 
     Links inside a tree are left out: what they lead to is found under its own name, or lies outside.
 
     Raises:
         CommandError: a path does not exist, or is a link that leads nowhere; exit code 2.
     """
-    files: list[Target] = []
+    named: list[Target] = []
     directories: list[str] = []
     for path in paths:
-        if os.path.isdir(path):
+        absolute = os.path.realpath(os.fsencode(path))
+        is_directory = os.path.isdir(absolute)
+        if is_directory and checkpoint_directory(absolute) is None:
             directories.append(path)
-        elif os.path.exists(path):
-            absolute = os.path.realpath(os.fsencode(path))
-            files.append(Target(Root(os.path.dirname(absolute)), os.path.basename(absolute)))
+        elif os.path.exists(absolute):
+            named.append(Target(Root(os.path.dirname(absolute)), os.path.basename(absolute), is_directory))
         elif os.path.islink(path):
             raise CommandError(f"{path!r} is a link that leads nowhere; remove it or restore its target", USAGE)
         else:
@@ -60,7 +64,22 @@ def find_targets(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
         in_root, unreachable = _scan(root, suffixes)
         found += in_root
         problems += unreachable
-    return Targets(list(dict.fromkeys([*files, *found])), problems)
+    in_trees = {target.absolute for target in found}
+    return Targets([*(each for each in dict.fromkeys(named) if each.absolute not in in_trees), *found], problems)
+
+
+def holding_roots(paths: Iterable[str]) -> list[Root]:
+    """Directories as roots, as `directory_roots`; of a checkpoint directory the one that holds it.
+
+    Raises:
+        CommandError: one is not a directory, or does not exist; exit code 2.
+    """
+    return directory_roots([_holder(path) for path in paths])
+
+
+def _holder(path: str) -> str:
+    absolute = os.path.realpath(os.fsencode(path))
+    return path if checkpoint_directory(absolute) is None else os.fsdecode(os.path.dirname(absolute))
 
 
 def directory_roots(paths: Iterable[str]) -> list[Root]:
@@ -114,7 +133,9 @@ def writing_in(roots: Sequence[Root]) -> Iterator[None]:
 def _scan(root: Root, suffixes: Sequence[str]) -> tuple[list[Target], list[str]]:
     with opened(root) as root_fd:
         scan = scan_tree(root, root_fd, suffixes=tuple(suffixes))
-    targets = [Target(root, found.path) for found in scan.found if found.link is None]
+    targets = [
+        Target(root, found.path, found.identities.shards is not None) for found in scan.found if found.link is None
+    ]
     problems = [
         f"{os.fsdecode(root.join(directory))}: cannot be looked at ({error.strerror})"
         for directory, error in scan.unreachable.items()
