@@ -243,6 +243,8 @@ def _open(viewer: Viewer, record: Record) -> Opened | None:
         sight = viewer.look(root_fd, record.relative_path, None, must_read=True)
     finally:
         os.close(root_fd)
+    if sight.place is not None:
+        sight = viewer.open_directory(record.relative_path, sight)
     return sight.opened if sight.kind is LookKind.SEEN else None
 
 
