@@ -43,6 +43,8 @@ from .workers import WorkerPool, ZygoteError
 
 AGAIN_S = 0.25
 """A file that cannot be verified yet (young, or looked at just now) is taken up again after this time."""
+UNDESCRIBED_S = 2.0
+"""The same where the description was lost, and must be made anew first."""
 YIELD_S = 0.05
 """While checkpoints wait to be described nothing is begun; how often that is asked."""
 RETRY_S = 600.0
@@ -261,8 +263,8 @@ class Verifier:
                 self._pipeline.hint([key])
                 self._agenda.put_off(key.id, anyio.current_time() + SCRUB_LOOK_S)
             case Refusal.UNDESCRIBED:
-                self._pipeline.hint([key], must_read=True)
-                self._agenda.put_off(key.id, anyio.current_time() + AGAIN_S)
+                self._journal.undescribed.add(key.id)
+                self._agenda.put_off(key.id, anyio.current_time() + UNDESCRIBED_S)
 
     async def _read(self, pool: WorkerPool, key: Key, record: Record, reading: Reading) -> None:
         path = shown_path(key.root.join(key.path))[0]

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from ckptd.catalog.description import CheckpointMetadata, Description
 from ckptd.catalog.entry import CheckpointId
 from ckptd.catalog.state import Loaded, State
-from ckptd.catalog.store import Catalog, Change
+from ckptd.catalog.store import Batch, Catalog, Change
+from ckptd.catalog.verification import Verification
 from ckptd.validators.inspection import FileIdentity, Inspection, TensorInfo
+from tests.catalog.catalog_records import id_at
 
 BOOT = "boot-1"
 
@@ -42,6 +44,11 @@ class Run:
         assert batch is not None
         self.state.commit(batch, descriptions or {}, self.catalog.floor)
         self.catalog.publish(batch)
+
+    def verify(self, path: str, verification: Verification) -> None:
+        """Keep a verification of what is listed at `path`, as the journal does where nothing else changes."""
+        batch = Batch((), self.catalog.revision)
+        self.state.commit(batch, {}, self.catalog.floor, verifications={id_at(path): verification})
 
     def paths(self) -> set[str]:
         """What the catalog lists."""
