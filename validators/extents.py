@@ -21,14 +21,14 @@ from .checks.structure import check_structure
 from .errors import Corrupt, Incomplete
 from .formats import dcp, safetensors, torch_zip
 from .inspection import Inspection, Level, TensorInfo
-from .levels import Located, verify_archive_contents
+from .levels import Located, verify_archive_contents, verify_plain
 from .members import Gathered, Members, listed
 from .plain import clip
 from .ranges import RangeReader
 from .reader import FileReader
 from .standins import Storage, Tensor
 from .storages import ArchiveStorages, Place, RangeStorages, Storages
-from .tensors import contiguous_stride, make_table
+from .tensors import TensorTable, contiguous_stride, make_table
 from .unpickle import InertPickle, load_stream
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
@@ -283,40 +283,49 @@ class _ShardVerifier:
             end = extent.offset + extent.length
             if extent.offset < self._position or end > self._reader.size or extent.transformed:
                 continue
-            if chunk is not None and _is_text(self._reader, extent):
-                self._gathered.reach(Level.STRUCTURE)
-                continue
             try:
-                archive = _open_archive(self._reader, extent)
-                located = self._located(archive, name, chunk)
-            except Corrupt:  # a finding says so already
+                verified, end = self._verified(name, chunk, extent)
+            except (Corrupt, Incomplete):  # a finding says so already
                 continue
-            self._skip_to(extent.offset)
-            self._take(verify_archive_contents(archive, self._blank(name), located, self._level), name)
+            self._take(verified, name)
             self._position = end
         self._skip_to(self._reader.size)
         return f"blake3:{self._digest.hexdigest()}"
 
-    def _located(self, archive: torch_zip.Archive, name: str, chunk: dcp.Chunk | None) -> Located | None:
-        """The chunk in an archive, if a chunk it is.
+    def _verified(self, name: str, chunk: dcp.Chunk | None, extent: dcp.Extent) -> tuple[Inspection, int]:
+        """What reading an extent through showed, and where it ends.
 
         Raises:
-            Corrupt: the pickle in it cannot be parsed.
+            Corrupt: what is in it cannot be parsed.
+            Incomplete: the same, its end is missing.
         """
+        if chunk is not None and _is_text(self._reader, extent):
+            source = _rest(self._reader, extent)
+            contents = safetensors.read_contents(source)
+            located = Located(_table(contents.names, contents.tensors), RangeStorages(source, contents.ranges))
+            self._skip_to(extent.offset)
+            return verify_plain(source, self._blank(contents.names), located, self._level), self._reader.size
+        archive = _open_archive(self._reader, extent)
         inert = _load(archive, "", [])
         if inert.failure is not None:
             raise inert.failure
-        table, problems = make_table([name], [inert.value]) if chunk is not None else (None, [])
-        return None if table is None or problems else Located(table, ArchiveStorages(archive))
+        table = _table([], []) if chunk is None else _table([name], [inert.value])
+        self._skip_to(extent.offset)
+        located = Located(table, ArchiveStorages(archive))
+        verified = verify_archive_contents(archive, self._blank([name]), located, self._level)
+        return verified, extent.offset + extent.length
 
-    def _blank(self, name: str) -> Inspection:
-        role = self._roles.get(name, "other")
-        tensor = TensorInfo(name, "", (), (), "", 0, 0, role)
-        return Inspection(checkpoint_path="", identity=self._reader.identity, tensors=(tensor,))
+    def _blank(self, names: Sequence[str]) -> Inspection:
+        """An inspection that says which part of the checkpoint the tensors belong to, and no more."""
+        roles = ((name, self._roles.get(name, "other")) for name in names)
+        tensors = tuple(TensorInfo(name, "", (), (), "", 0, 0, role) for name, role in roles)
+        return Inspection(checkpoint_path="", identity=self._reader.identity, tensors=tensors)
 
     def _take(self, verified: Inspection, name: str) -> None:
         self._gathered.reach(verified.level)
         for found in verified.findings:
+            if found.code == "archive.unverifiable":  # said once of the whole shard
+                continue
             message = f"{self._shown}: {clip(name)}: {found.message}"
             self._gathered.findings.append(msgspec.structs.replace(found, message=message))
         self._digest.update((verified.digest or "").encode())
@@ -327,6 +336,13 @@ class _ShardVerifier:
             between = torch_zip.Source(RangeReader(self._reader, self._position, position - self._position))
             self._digest.update(f"{self._position} {digest_file(between)}".encode())
             self._position = position
+
+
+def _table(names: list[str], tensors: list[Any]) -> TensorTable:
+    table, problems = make_table(names, tensors)
+    if problems:
+        raise problems[0]
+    return table
 
 
 def _is_text(reader: FileReader, extent: dcp.Extent) -> bool:

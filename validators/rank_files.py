@@ -1,5 +1,6 @@
 """Directories of DeepSpeed: the rank files of one tag, and `latest`, which names it."""
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from .inspection import Inspection
 from .members import Gathered, Members, archive_id, is_sound, listed
 from .plain import clip
 from .standins import MetaTensor
-from .tensors import contiguous_stride, make_table
+from .tensors import TensorTable, contiguous_stride, make_table
 from .union import Loaded, Nothing, Union, load_file
 
 _LATEST = LATEST.decode()
@@ -86,19 +87,18 @@ def _tagged(members: Members, gathered: Gathered) -> Members | None:
 
 def _add_weights(files: deepspeed.RankFiles, loaded: dict[str, Loaded], top: dict[Any, Any], union: Union) -> None:
     shapes = deepspeed.parameter_shapes(top)
-    first = next((loaded[name] for name in files.model if name in loaded), None)
-    if first is not None:
-        union.speaks(first)
-    if first is not None and shapes and _is_partitioned(first):
-        union.add(_whole_parameters(shapes), key="module")
-    else:
-        models = [name for name in files.model if name in loaded]
-        for name in models:
-            prefix = f"{deepspeed.label(name)}." if len(models) > 1 else ""
-            union.add(loaded[name], prefix=prefix)
-        for name in files.layers:
-            if name in loaded:
-                union.add(loaded[name], prefix=f"{deepspeed.label(name)}.", role="weights")
+    models = [name for name in files.model if name in loaded and deepspeed.is_first_partition(name)]
+    for position, name in enumerate(models):
+        if not position:
+            union.speaks(loaded[name])
+        prefix = f"{deepspeed.label(name)}." if len(models) > 1 else ""
+        partitioned = _partitioned(loaded[name], shapes)
+        if partitioned:
+            union.add(_whole_parameters(partitioned), prefix=prefix)
+        union.add(_without(loaded[name], partitioned), prefix=prefix)
+    for name in files.layers:
+        if name in loaded:
+            union.add(loaded[name], prefix=f"{deepspeed.label(name)}.", role="weights")
 
 
 def _add_optimizer(files: deepspeed.RankFiles, loaded: dict[str, Loaded], union: Union) -> None:
@@ -108,16 +108,36 @@ def _add_optimizer(files: deepspeed.RankFiles, loaded: dict[str, Loaded], union:
         union.add(loaded[name], prefix=prefix, role="optimizer", key="optimizer")
 
 
-def _is_partitioned(model: Loaded) -> bool:
-    """ZeRO stage 3 leaves empty tensors in the module; the values are in the optimizer's partitions."""
-    weights = model.tensors.of("weights")
-    return not any(any(segment.table.numels) for segment in weights)
+def _partitioned(model: Loaded, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Parameters of which the module holds nothing: in ZeRO stage 3 their values are in the optimizer's partitions."""
+    empty = {
+        name
+        for segment in model.tensors.of("weights")
+        for name, numel in zip(segment.relative_names, segment.table.numels, strict=True)
+        if not numel
+    }
+    return {name: shape for name, shape in shapes.items() if name in empty and 0 not in shape}
+
+
+def _without(model: Loaded, partitioned: dict[str, tuple[int, ...]]) -> Loaded:
+    """The same file without the empty tensors that stand for these parameters."""
+    if not partitioned:
+        return model
+    segments: list[facts.Segment] = []
+    for segment in model.tensors.segments:
+        kept = [name not in partitioned or segment.role != "weights" for name in segment.relative_names]
+        columns = (list(itertools.compress(column, kept)) for column in msgspec.structs.astuple(segment.table))
+        names = list(itertools.compress(segment.relative_names, kept))
+        segments.append(facts.Segment(segment.key, segment.role, TensorTable(*columns), names))
+    return Loaded(msgspec.structs.replace(model.tensors, segments=tuple(segments)), model.storages, model.value)
 
 
 def _whole_parameters(shapes: dict[str, tuple[int, ...]]) -> Loaded:
     """Parameters by their shapes. Their values are kept as `fp32_flat_groups` (deepspeed/utils/zero_to_fp32.py)."""
     names = [f"module.{name}" for name in shapes]
-    made = [MetaTensor(DTYPES["float32"], shape, contiguous_stride(shape), False) for shape in shapes.values()]
+    made = [
+        MetaTensor(DTYPES["float32"], shape, contiguous_stride(shape), requires_grad=True) for shape in shapes.values()
+    ]
     table, problems = make_table(names, made)
     segment = facts.Segment("module", "weights", table, list(shapes))
     return Loaded(facts.Tensors(table, (segment,), problems), Nothing())

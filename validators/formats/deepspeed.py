@@ -91,6 +91,12 @@ def parameter_shapes(top: dict[Any, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_first_partition(name: str) -> bool:
+    """Whether a model file is the first of those that hold the same (ZeRO stage 3: one for each data parallel rank)."""
+    match = _MODEL.fullmatch(name)
+    return match is not None and int(match[1] or 0) == 0
+
+
 def label(name: str) -> str:
     """What is put before the names of tensors of one of several rank files: its name without the kind."""
     return re.sub(r"_?-?(?:model|optim)_states\.pt$", "", name)
