@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import gc
+import hashlib
 import os
 import secrets
 import time
@@ -24,6 +25,7 @@ from ckptd.catalog.roots import Root, resolve_roots
 from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Batch, Catalog, Tombstone
 from ckptd.catalog.verification import apply
+from ckptd.validators.architectures import table_digest
 from ckptd.validators.inspection import Level
 
 from .completeness import Completeness
@@ -50,6 +52,8 @@ from .workers import WorkerPool
 from .zygote_process import WEIGHTS_ZYGOTE_COMMAND, ZYGOTE_COMMAND, ZygoteProcess
 
 RECENT_ERRORS = 50
+JUDGED_BY = "judged_by"
+"""Under this the state keeps the digest of what was asked of every checkpoint."""
 INDEX_DELAY_S = 5.0
 """The portable index is written at most this often."""
 INDEX_SHARE = 0.05
@@ -128,6 +132,8 @@ class Service:
         self._rebuilds: dict[RebuildMode, str] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self._unindexed = {root.name for root in roots}
+        self._judged_by = judged_by(settings, self.roots)
+        self._judging = False
         self._journal.undescribed = state.undescribed()
         self.catalog.on_publish(self._note_unindexed)
         self._state_notes = 0
@@ -201,6 +207,7 @@ class Service:
                 for tree in self._trees.values():
                     tasks.start_soon(tree.run)
                 _settle_memory()
+                await self._judge_again()
                 await self._first_build(began_at)
                 tasks.start_soon(verifier.run)
                 await anyio.sleep_forever()
@@ -321,6 +328,32 @@ class Service:
             f"in {self._build.seconds:.2f} s"
         )
 
+    async def _judge_again(self) -> None:
+        """Have everything described again, in the background, where other questions are asked than at the last run."""
+        if self._pipeline is None or self._state.get_meta(JUDGED_BY) == self._judged_by:
+            return
+        self._judging = True
+        if not len(self.catalog):
+            await self._keep_judged_by()
+            return
+        self._log.info("what is required or recognised has changed: every checkpoint is described again")
+        for root in self.roots:
+            self._pipeline.hint([Key(root, path) for path in self.catalog.paths(root.name)], must_read=True)
+
+    async def _note_judged(self) -> None:
+        """Keep in the state that everything is judged by what is asked now, once it is."""
+        if self._judging and self._pipeline is not None and not self._pipeline.pending:
+            await self._keep_judged_by()
+
+    async def _keep_judged_by(self) -> None:
+        if not self._journal.durable:
+            return
+        try:
+            await self._journal.write(lambda: self._state.set_meta(JUDGED_BY, self._judged_by))
+            self._judging = False
+        except StateError as error:
+            self._log.warning("what the checkpoints were judged by could not be kept", error=str(error))
+
     def _is_busy(self) -> bool:
         return self._pipeline is not None and self._pipeline.waiting > BUSY_FROM
 
@@ -341,6 +374,7 @@ class Service:
                 if told is not None:
                     self.hub.announce_progress(*told)
             self._read_undescribed()
+            await self._note_judged()
             self._tell_state_notes()
             if anyio.current_time() >= index_at:
                 began_at = anyio.current_time()
@@ -407,6 +441,7 @@ class Service:
             timeout_s=settings.worker_timeout_s,
             log=self._log,
             launched=self._zygote,
+            architectures=settings.architectures,
         ) as pool:
             self._pool = pool
             yield pool
@@ -453,6 +488,7 @@ class Service:
             log=self._log,
             command=WEIGHTS_ZYGOTE_COMMAND if settings.verify is Level.WEIGHTS else ZYGOTE_COMMAND,
             background=True,
+            architectures=settings.architectures,
         )
 
     def _make_viewer(self, root: Root) -> Viewer:
@@ -464,6 +500,7 @@ class Service:
             suffixes=self.settings.suffixes,
             allowed_targets=self._allowed_targets,
             is_deletion=functools.partial(filesystems.is_deletion, mounts),
+            required_keys=self.settings.required_at(root.path),
             is_directory=functools.partial(self.catalog.is_directory, root.name),
         )
 
@@ -506,6 +543,13 @@ class Service:
 
     def _problem(self, what: str, path: str, message: str) -> None:
         self._errors.append(RecentError(at=time.time(), what=what, path=path, message=message))
+
+
+def judged_by(settings: Settings, roots: Sequence[Root]) -> str:
+    """A digest of what is asked of checkpoints besides what is in them: the architectures known, the keys required."""
+    required = {root.name: settings.required_at(root.path) for root in roots}
+    asked = [table_digest(settings.architectures), required]
+    return hashlib.blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=16).hexdigest()
 
 
 def boot_id() -> str:

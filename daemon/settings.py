@@ -16,12 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from ckptd.catalog.roots import DEFAULT_SUFFIXES, RootError, resolve_roots
+from ckptd.validators.architectures import load_table
 from ckptd.validators.inspection import Level
 
 ENV_PREFIX = "CKPTD_"
 CREDENTIAL_NAME = "ckptd.token"
 """File in `$CREDENTIALS_DIRECTORY` (systemd `LoadCredential=ckptd.token:…`) that serves as `token_file`."""
 
+ALL_ROOTS = "*"
+"""In `required_keys`: what is demanded in every root."""
 _CONFIG_LIMIT_BYTES = 1 << 20
 _PATH_LISTS = frozenset({"roots", "follow_links"})
 
@@ -86,12 +89,22 @@ def _off_is_a_word(value: object) -> object:
     return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value
 
 
+def _resolved(path: str) -> bytes:
+    return os.path.realpath(os.fsencode(path))
+
+
 def _strings(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
 Paths = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
 Words = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
+def _by_root(value: object) -> object:
+    return {ALL_ROOTS: value} if isinstance(value, str | list | tuple) else value
+
+
+Keys = Annotated[dict[str, Words], pydantic.BeforeValidator(_by_root)]
+"""Of state dicts, by root."""
 Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 SomeSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -156,6 +169,15 @@ class Settings(BaseModel):
     worker_memory_mb: int = Field(1024, ge=64, le=1 << 20, description="memory limit of a worker, in MB")
     worker_timeout_s: SomeSeconds = Field(30, description="time limit of a worker for one file, in seconds")
 
+    required_keys: Keys = Field(
+        {},
+        description="keys, or prefixes of keys, that every state dict must have; in the YAML file also by root: "
+        "`/srv/outputs: [model.encoder]`",
+    )
+    architectures: str | None = Field(
+        None, description="YAML file that adds architectures to the ones that are recognised"
+    )
+
     verify: Level = Field(
         Level.CHECKSUM,
         description="how far checkpoints are verified in the background: checksum (every byte), weights (every value, "
@@ -203,6 +225,14 @@ class Settings(BaseModel):
             raise ValueError("a path is empty")
         return value
 
+    @pydantic.field_validator("required_keys")
+    @classmethod
+    def _keys_are_keys(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for key in (key for keys in value.values() for key in keys):
+            if not key.strip(".") or key != key.strip() or "\n" in key:
+                raise ValueError(f"{key!r} is not a key such as model.encoder")
+        return value
+
     @pydantic.field_validator("cors_origins")
     @classmethod
     def _origins_are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -211,11 +241,28 @@ class Settings(BaseModel):
                 raise ValueError(f"{origin!r} is not an origin such as https://studio.example:8443")
         return value
 
-    @pydantic.field_validator("state_dir", "uds", "port_file", "token_file", "config")
+    @pydantic.field_validator("state_dir", "uds", "port_file", "token_file", "config", "architectures")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         # Made absolute once: a later change of the working directory must not move the state.
         return None if value is None else os.path.abspath(os.path.expanduser(value))
+
+    @pydantic.field_validator("architectures")
+    @classmethod
+    def _table_is_a_table(cls, value: str | None) -> str | None:
+        # TableError is a ValueError: it names the file, the entry and what is wrong with it.
+        if value is not None:
+            load_table(value)
+        return value
+
+    def required_at(self, path: bytes) -> tuple[str, ...]:
+        """The keys that are required of what lies at a path, absolute and resolved; of a whole root at its own."""
+        named = (
+            keys
+            for name, keys in self.required_keys.items()
+            if name == ALL_ROOTS or (path + b"/").startswith(_resolved(name).rstrip(b"/") + b"/")
+        )
+        return tuple(dict.fromkeys(key for keys in named for key in keys))
 
     @pydantic.model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -223,6 +270,10 @@ class Settings(BaseModel):
             raise ValueError("allow_anonymous and access=token contradict each other: leave one of them out")
         if self.abandoned_s < self.quiet_s:
             raise ValueError(f"abandoned_s ({self.abandoned_s:g}) is below quiet_s ({self.quiet_s:g}): raise it")
+        roots = set(map(_resolved, self.roots))
+        for name in self.required_keys:
+            if name != ALL_ROOTS and _resolved(name) not in roots:
+                raise ValueError(f"required_keys names {name!r}, which is none of the roots: name one of them, or '*'")
         return self
 
 
@@ -301,7 +352,7 @@ def _doc(name: str, field: pydantic.fields.FieldInfo) -> SettingDoc:
         choices = tuple(str(choice.value) for choice in annotation)
     else:
         choices = ()
-    is_list = typing.get_origin(annotation) is tuple
+    is_list = typing.get_origin(annotation) is tuple or name == "required_keys"
     return SettingDoc(name, _shown_default(name, field), field.description or "", is_list, annotation is bool, choices)
 
 
@@ -313,7 +364,7 @@ def _shown_default(name: str, field: pydantic.fields.FieldInfo) -> str:
         return " ".join(default) or "none"
     if isinstance(default, bool):
         return "on" if default else "off"
-    return "none" if default is None or default == "" else str(default)
+    return "none" if default is None or default in ("", {}) else str(default)
 
 
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
@@ -322,7 +373,7 @@ def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
         text = env.get(ENV_PREFIX + name.upper())
         if not text or name == "config":
             continue
-        if typing.get_origin(field.annotation) is tuple:
+        if typing.get_origin(field.annotation) is tuple or name == "required_keys":
             # Paths by the system's own separator: Hydra puts commas into directory names.
             separator = os.pathsep if name in _PATH_LISTS else ","
             values[name] = tuple(part.strip() for part in text.split(separator) if part.strip())

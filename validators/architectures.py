@@ -158,6 +158,15 @@ def load_table(path: str | None = None) -> Table:
     return _compile(with_packaged)
 
 
+def table_digest(path: str | None = None) -> str:
+    """What `Table.digest` is, told without making the table: whether a table is still the one of an earlier time.
+
+    Raises:
+        TableError: the file cannot be read.
+    """
+    return _digest([(_PACKAGED, _read(_PACKAGED)), *([] if path is None else [(path, _read(path))])])
+
+
 @functools.cache
 def _packaged_table() -> Table:
     return _compile([(_PACKAGED, _read(_PACKAGED))])
@@ -191,8 +200,12 @@ def _compile(files: list[tuple[str, bytes]]) -> Table:
         by_head={head: tuple(layouts) for head, layouts in by_head.items()},
         combinations=tuple(combinations.values()),
         wrappers=frozenset(wrappers),
-        digest=hashlib.blake2b(b"\0".join(data for _, data in files), digest_size=16).hexdigest(),
+        digest=_digest(files),
     )
+
+
+def _digest(files: list[tuple[str, bytes]]) -> str:
+    return hashlib.blake2b(b"\0".join(data for _, data in files), digest_size=16).hexdigest()
 
 
 def _parse(path: str, data: bytes) -> _File:

@@ -9,7 +9,13 @@ from ..settings import Settings, SettingsError, load_settings, setting_docs
 from .exits import USAGE, CommandError
 
 _SWITCH_WORDS = frozenset({"true", "false", "on", "off", "yes", "no"})
-_METAVARS = {"roots": "DIR", "suffixes": "SUFFIX", "follow_links": "DIR", "cors_origins": "ORIGIN"}
+_METAVARS = {
+    "roots": "DIR",
+    "suffixes": "SUFFIX",
+    "follow_links": "DIR",
+    "cors_origins": "ORIGIN",
+    "required_keys": "KEY",
+}
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, names: Collection[str] | None = None) -> None:

@@ -76,8 +76,14 @@ def _print_detail(detail: dict[str, Any]) -> None:
         rows.append(("parameters", output.count(detail["n_parameters"])))
         rows += [(f"parameters.{part}", output.count(n)) for part, n in detail.get("parameters_by_part", {}).items()]
     output.print_table(("field", "value"), rows)
+    if detail.get("recognized"):
+        output.print_table(("part", "recognised as", "confidence", "by"), map(_recognized, detail["recognized"]))
     for found in detail["findings"]:
         print(output.printable(f"{found['severity']}: {found['code']}{_message(found)}"))
+
+
+def _recognized(part: dict[str, Any]) -> tuple[object, ...]:
+    return part["part"], part["name"], f"{part['confidence']:.0%}", "; ".join(part["evidence"])
 
 
 def _message(found: dict[str, Any]) -> str:

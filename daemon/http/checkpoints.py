@@ -150,6 +150,7 @@ def detail_of(record: Record, description: Description | None) -> dict[str, Any]
         "error_message": inspection.error_message,
         "warnings": inspection.warnings,
         "architecture_valid": inspection.architecture_valid,
+        "recognized": inspection.recognized,
         "lightning_version": inspection.lightning_version,
         "archive_id": inspection.archive_id,
         "seal": inspection.seal,
