@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from . import standins
+from . import arrays, standins
 from .dtypes import Dtype
 from .errors import Corrupt
 from .modules import Split, Splitter, split
-from .plain import clean, clip, key_text, numpy_dtype
+from .plain import clean, clip, key_text
 from .standins import Opaque, Storage, Tensor
 
 MAX_NODES = 10_000_000
@@ -436,7 +436,7 @@ def _sparse_rows(name: str, tensor: standins.SparseTensor, grad: bool, depth: in
 def _array_row(name: str, tensor: standins.DeviceTensor, grad: bool) -> Row:
     """A device without storages (XLA, MTIA) writes a numpy array: (version, shape, dtype, fortran order, bytes)."""
     state = tensor.data.state if isinstance(tensor.data, Opaque) else None
-    if type(state) is not tuple or len(state) != 5 or not numpy_dtype(state[2])[0]:
+    if type(state) is not tuple or len(state) != 5 or arrays.read_type(state[2]) is None:
         raise Corrupt("pickle.malformed", f"tensor {clip(name)} is built from something that is no array")
     shape = _checked_ints(name, _size(state[1]))
     return Row(name, tensor.dtype, None, 0, shape, contiguous_stride(shape), grad or tensor.requires_grad is True)
