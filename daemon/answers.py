@@ -37,15 +37,33 @@ class Limits(msgspec.Struct, frozen=True):
     memory_bytes: int
     """Address space beyond the interpreter's own."""
     timeout_s: float
-    """Wall time of one job, and CPU time."""
+    """Wall time of one job that asks for no other, and CPU time."""
     max_answer_bytes: int
     standby: int
     """Children that are forked before there is work for them."""
+    background: bool = False
+    """Whether processor and disk are used only as far as nobody else wants them."""
+    architectures: str | None = None
+    """A file that extends the table by which models are recognised."""
 
     @classmethod
-    def of(cls, *, workers: int, memory_mb: int, timeout_s: float, max_answer_mb: int = 64) -> Self:
+    def of(
+        cls,
+        *,
+        workers: int,
+        memory_mb: int,
+        timeout_s: float,
+        max_answer_mb: int = 64,
+        background: bool = False,
+        architectures: str | None = None,
+    ) -> Self:
         """The limits of the children of a pool with so many workers."""
-        return cls(memory_mb << 20, timeout_s, max_answer_mb << 20, min(workers, STANDBY))
+        standby = 1 if background else min(workers, STANDBY)
+        return cls(memory_mb << 20, timeout_s, max_answer_mb << 20, standby, background, architectures)
+
+    def time_of(self, request: DescribeRequest) -> float:
+        """Seconds that one job may take: what it asks for, else the pool's limit."""
+        return self.timeout_s if request.timeout_s is None else request.timeout_s
 
 
 class Death(enum.StrEnum):

@@ -20,6 +20,7 @@ import msgspec
 
 from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles, ShardFile
 from ckptd.validators.errors import Changed, Unreadable
+from ckptd.validators.inspection import Level
 
 from . import sample, sandbox
 from .answers import (
@@ -66,7 +67,8 @@ class Sample:
         config_name=b"sample/.hydra/config.yaml",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, level: Level = Level.STRUCTURE) -> None:
+        self.request = msgspec.structs.replace(self.request, level=level)
         checkpoint, sidecar, config = map(_memory_file, (sample.checkpoint(), sample.SIDECAR, sample.CONFIG))
         self.files = OpenedFiles(checkpoint=checkpoint, sidecars=(sidecar,), config=config)
 
@@ -106,6 +108,7 @@ class Child(msgspec.Struct, frozen=True):
                 data, descriptors, _ = receive(mine)
             if data:
                 batch = msgspec.msgpack.decode(data, type=Batch)
+                self._limit_time(batch)
                 resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
                 if self.restrict_calls:
                     sandbox.restrict_calls()
@@ -119,10 +122,12 @@ class Child(msgspec.Struct, frozen=True):
         os.dup2(channel, _CHANNEL, inheritable=False)
         close_all_but([0, 1, 2, _CHANNEL, *self.sample.files.all()])
         memory = self.base_bytes + self.limits.memory_bytes + self._reserve_bytes
-        cpu_s = int(self.limits.timeout_s + BATCH_BUDGET_S) + 1
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, then SIGKILL
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * self.limits.max_answer_bytes,) * 2)
+
+    def _limit_time(self, batch: Batch) -> None:
+        cpu_s = int(max(self.limits.time_of(job.request) for job in batch.jobs) + BATCH_BUDGET_S) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, then SIGKILL
 
     @property
     def _reserve_bytes(self) -> int:
@@ -136,7 +141,7 @@ class Child(msgspec.Struct, frozen=True):
         os.write(answers, BEGUN)
         for job in batch.jobs:
             mine, files = files[: job.n_descriptors], files[job.n_descriptors :]
-            signal.setitimer(signal.ITIMER_REAL, self.limits.timeout_s)  # SIGALRM ends the process
+            signal.setitimer(signal.ITIMER_REAL, self.limits.time_of(job.request))  # SIGALRM ends the process
             data, usable = self._answer(job, mine)
             _write(answers, data)
             written += len(data)

@@ -8,6 +8,7 @@ larger than the calls (landlock) or need a C library that is not always there (l
 
 import ctypes
 import errno
+import fcntl
 import functools
 import mmap
 import os
@@ -42,6 +43,7 @@ _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64; the most frequent first, a filter is walked in order
     "pread64": (17, 67),
+    "preadv2": (327, 286),
     "mmap": (9, 222),
     "munmap": (11, 215),
     "newfstatat": (262, 79),
@@ -54,6 +56,10 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64; the most frequent fir
     "mprotect": (10, 226),
     "read": (0, 63),
     "futex": (202, 98),
+    "fadvise64": (221, 223),
+    "fcntl": (72, 25),
+    "lseek": (8, 62),
+    "clock_nanosleep": (230, 115),
     "clock_gettime": (228, 113),
     "getrandom": (318, 278),
     "rt_sigaction": (13, 134),
@@ -64,9 +70,12 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64; the most frequent fir
 }
 """What a child may do: read what was handed to it, write its answer, manage its own memory, end.
 
-`setitimer` arms the time limit of each job. `fstat` is there because the reader proves that a file did not change;
-glibc 2.33 to 2.38 spell it `newfstatat` with AT_EMPTY_PATH and no other flag is let through. (That leaves code that
-took over a child able to learn whether a path exists. It can tell nobody but the answer.)
+`setitimer` arms the time limit of each job. `preadv2` reads a file through, past the page cache if need be, and
+`clock_nanosleep` keeps that within a bandwidth; `fadvise64` says what becomes of the cache, `lseek` where a file has
+holes, and `fcntl` how a descriptor was opened (nothing but F_GETFL is let through). `fstat` is there because the reader
+proves that a file did not change; glibc 2.33 to 2.38 spell it `newfstatat` with AT_EMPTY_PATH and no other flag is let
+through. (That leaves code that took over a child able to learn whether a path exists. It can tell nobody but the
+answer.)
 """
 
 _RETURN_ALLOW, _RETURN_KILL_PROCESS = 0x7FFF0000, 0x80000000  # include/uapi/linux/seccomp.h
@@ -239,6 +248,9 @@ def _argument_test(name: str) -> list[bytes]:
     if name in ("mmap", "mprotect"):  # no memory becomes executable
         load = _instruction(_BPF_LOAD_WORD, _OFFSET_ARGUMENTS + 8 * 2)
         return [load, _instruction(_BPF_JUMP_ANY_BIT, mmap.PROT_EXEC, 0, 1), kill]
+    if name == "fcntl":
+        load = _instruction(_BPF_LOAD_WORD, _OFFSET_ARGUMENTS + 8)
+        return [load, _instruction(_BPF_JUMP_EQUAL, fcntl.F_GETFL, 1, 0), kill]
     if name == "newfstatat":
         load = _instruction(_BPF_LOAD_WORD, _OFFSET_ARGUMENTS + 8 * 3)
         return [load, _instruction(_BPF_JUMP_EQUAL, _AT_EMPTY_PATH, 1, 0), kill]

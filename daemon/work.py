@@ -64,8 +64,8 @@ class Work:
         )
         self.descriptors = (*files.all(), *(() if self._list is None else (self._list,)))
         self.size_bytes = len(msgspec.msgpack.encode(self.job))
-        self.alone = False
-        """It must not share a child with earlier jobs."""
+        self.alone = request.timeout_s is not None
+        """It must not share a child with earlier jobs. What asks for its own time would keep others waiting."""
         self.was_killed = False
         self.zygote_deaths = 0
         self.false_starts = 0

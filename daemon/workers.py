@@ -86,6 +86,11 @@ class WorkerPool:
         log: told of every death, with the file.
         command: how a zygote is started.
         launched: the first zygote, if it was launched already (with the same `Limits.of`).
+        background: for work that nobody waits for: its children have the lowest priority of processor and disk, and
+            what they read does not stay in the page cache. The zygote is started by the first request, and ended
+            after `idle_s` without one.
+        idle_s: see `background`.
+        architectures: a file that extends the table by which models are recognised.
 
     Raises:
         ZygoteError: (on entering) the zygote does not start.
@@ -101,9 +106,23 @@ class WorkerPool:
         log: Log,
         command: Sequence[str] = ZYGOTE_COMMAND,
         launched: ZygoteProcess | None = None,
+        background: bool = False,
+        idle_s: float = 120,
+        architectures: str | None = None,
     ) -> None:
         self._workers = workers
-        self._limits = Limits.of(workers=workers, memory_mb=memory_mb, timeout_s=timeout_s, max_answer_mb=max_answer_mb)
+        self._limits = Limits.of(
+            workers=workers,
+            memory_mb=memory_mb,
+            timeout_s=timeout_s,
+            max_answer_mb=max_answer_mb,
+            background=background,
+            architectures=architectures,
+        )
+        self._background = background
+        self._idle_s = idle_s
+        self._last_use = 0.0
+        self._needed = anyio.Event()
         self._log = log
         self._command = command
         self._launched = launched
@@ -132,7 +151,7 @@ class WorkerPool:
 
     @property
     def zygote_pid(self) -> int | None:
-        """Process id of the zygote; None while a new one is being started."""
+        """Process id of the zygote; None while a new one is being started, or none is needed."""
         return None if self._zygote is None else self._zygote.pid
 
     async def describe(self, request: DescribeRequest, files: OpenedFiles) -> Description:
@@ -145,11 +164,15 @@ class WorkerPool:
             Changed: the file was modified meanwhile.
             Unreadable: the system refused to read the file, or has no resources for a process just now.
             WorkerDied: no description can be had of this file.
+            ZygoteError: the zygote of a background pool does not start; the next request tries again.
             PoolClosed: the pool ended, or was not entered.
             ValueError: the request's names are too long to be sent, or it has too many sidecars.
         """
         if not self._open:
             raise PoolClosed("the worker pool is not running")
+        if self._background:
+            request = msgspec.structs.replace(request, spare_cache=True)
+            self._needed.set()
         try:
             work = Work(request, files)
         except OSError as error:
@@ -169,15 +192,17 @@ class WorkerPool:
                 work.settled = anyio.Event()
                 self._requeue([work])
         finally:
+            self._last_use = anyio.current_time()
             self._unsettled.discard(work)
             with contextlib.suppress(ValueError):
                 self._queue.remove(work)
             work.close()
 
     async def __aenter__(self) -> Self:
-        launched, self._launched = self._launched, None
-        self._zygote = await adopt_zygote(launched or launch_zygote(self._command, self._limits))
-        self.sandbox = self._zygote.sandbox
+        if not self._background:
+            launched, self._launched = self._launched, None
+            self._zygote = await adopt_zygote(launched or launch_zygote(self._command, self._limits))
+            self.sandbox = self._zygote.sandbox
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._attend_zygotes)
@@ -206,15 +231,50 @@ class WorkerPool:
 
     async def _attend_zygotes(self) -> None:
         """Listen to the zygote; when it ends, start the next one."""
-        for failures in itertools.count(1):
-            assert self._zygote is not None
-            zygote = self._zygote
+        failures = 0
+        while True:
+            if self._zygote is None and self._background:
+                await self._start_when_needed()
+            elif self._zygote is None:
+                await self._start_another(failures)
+            if self._zygote is not None:
+                failures += await self._attend(self._zygote)
+
+    async def _attend(self, zygote: ZygoteProcess) -> int:
+        """Listen to a zygote until it ends; 1 if nobody asked it to."""
+        async with anyio.create_task_group() as tasks:
+            if self._background:
+                tasks.start_soon(self._retire, zygote)
             await zygote.listen()
+            tasks.cancel_scope.cancel()
+        retired = self._zygote is not zygote
+        if not retired:
             self._log.warning("the zygote ended; starting another", pid=zygote.pid)
             self.crashes += 1
             self._zygote, self._revived = None, anyio.Event()
-            await zygote.aclose()
-            await self._start_another(failures)
+        await zygote.aclose()
+        return not retired
+
+    async def _retire(self, zygote: ZygoteProcess) -> None:
+        """End a zygote that has been without work for long."""
+        while (left := self._last_use + self._idle_s - anyio.current_time()) > 0 or self._unsettled:  # noqa: ASYNC110 - what is waited for is that nothing happens
+            await anyio.sleep(max(left, self._idle_s / 10))
+        self._zygote, self._revived, self._needed = None, anyio.Event(), anyio.Event()
+        zygote.kill()
+
+    async def _start_when_needed(self) -> None:
+        """Wait for a request; tell everybody who waits if no zygote can be started for it."""
+        await self._needed.wait()
+        try:
+            self._zygote = await start_zygote(self._command, self._limits)
+        except ZygoteError as error:
+            self._needed = anyio.Event()
+            for work in self._unsettled:
+                work.settle(error)
+            return
+        self._last_use = anyio.current_time()
+        self.sandbox = self._zygote.sandbox
+        self._revived.set()
 
     async def _start_another(self, failures: int) -> None:
         """Try until it works: nothing can be described without a zygote."""
@@ -259,6 +319,9 @@ class WorkerPool:
             works = await self._take()
             while self._zygote is None or self._stuck >= MAX_STUCK:
                 await (self._revived.wait() if self._zygote is None else anyio.sleep(STALL_S))
+            works = [work for work in works if work in self._unsettled]
+            if not works:
+                continue
             try:
                 run = Run(next(self._batches), works)
             except OSError as error:
@@ -289,8 +352,7 @@ class WorkerPool:
 
     async def _follow(self, run: Run) -> bool:
         """Take in answers until the child has ended; False when it is overdue."""
-        limit_s = self._limits.timeout_s + GRACE_S
-        deadline = anyio.current_time() + limit_s
+        deadline = self._deadline_of(run)
         while True:
             patience_s = STALL_S if len(run.under_way) > 1 else deadline - anyio.current_time()
             with anyio.move_on_after(patience_s) as scope:
@@ -299,11 +361,17 @@ class WorkerPool:
                 with contextlib.suppress(BlockingIOError):
                     if not run.read_progress(self._limits.max_answer_bytes):
                         return True
-                    deadline = anyio.current_time() + limit_s
+                    deadline = self._deadline_of(run)
             elif len(run.under_way) > 1:
                 self._requeue(run.release_waiting())
             else:
                 return False
+
+    def _deadline_of(self, run: Run) -> float:
+        """When the job that a child is at must be done, or, behind the last one, when the child must have ended."""
+        waited_for = run.under_way[:1]
+        limit_s = self._limits.time_of(waited_for[0].job.request) if waited_for else self._limits.timeout_s
+        return anyio.current_time() + limit_s + GRACE_S
 
     async def _end(self, zygote: ZygoteProcess, run: Run) -> bool:
         """See a child to its end; False if it survives even SIGKILL, its file then has been settled."""

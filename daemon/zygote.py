@@ -5,6 +5,7 @@ ended. Whatever a child must import is imported here, before the first fork: beh
 """
 
 import collections
+import functools
 import gc
 import importlib
 import os
@@ -14,12 +15,18 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import msgspec
 
+from ckptd.catalog.description import Description
+from ckptd.validators.architectures import TableError, load_table
+from ckptd.validators.inspection import Level
+
 from . import sandbox
 from .answers import Batch, Ended, FromZygote, Kill, Killed, Limits, Ready, Refused, ToZygote
+from .background import step_back
 from .child import Child, DescribeJob, Sample, close_all_but, receive
 
 PRELOADED = (
@@ -56,28 +63,54 @@ class Waiting(msgspec.Struct, frozen=True):
     channel: socket.socket
 
 
-def main(describe: DescribeJob) -> NoReturn:
+def with_architectures(describe: Callable[..., Description], limits: Limits) -> DescribeJob:
+    """The job, with the table by which models are recognised; children find it made.
+
+    A file that could be used when the settings were read, and no longer can, does not keep the service from parsing.
+    """
+    try:
+        table = load_table(limits.architectures)
+    except TableError as error:
+        print(f"the packaged table of architectures is used alone: {error}", file=sys.stderr)  # noqa: T201
+        table = load_table()
+    return functools.partial(describe, architectures=table)
+
+
+def main(
+    describe: DescribeJob,
+    preload: Callable[[], None] = lambda: None,
+    level: Level = Level.STRUCTURE,
+    complete: Callable[[DescribeJob, Limits], DescribeJob] = lambda job, _: job,
+) -> NoReturn:
     """Serve the socket that `sys.argv` names until it closes: descriptor, parent's process id, `Limits` as JSON.
 
     Args:
         describe: the job that children run.
+        preload: imports what the job needs besides the usual.
+        level: at which children get warm.
+        complete: gives the job what depends on the limits.
     """
-    descriptor, parent, limits = sys.argv[1:4]
+    descriptor, parent, encoded = sys.argv[1:4]
+    limits = msgspec.json.decode(encoded, type=Limits)
     sandbox.die_with_parent(int(parent))
     os.chdir("/")
     close_all_but([0, 1, 2, int(descriptor)])  # what the service's libraries left inheritable
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _preload()
+    preload()
+    describe = complete(describe, limits)
     walls = sandbox.probe_sandbox()
     child = Child(
         job=describe,
-        limits=msgspec.json.decode(limits, type=Limits),
-        sample=Sample(),
+        limits=limits,
+        sample=Sample(level),
         restrict_calls=walls.no_seccomp is None,
         parent=os.getpid(),
         base_bytes=_address_space_bytes(),
     )
     _protect_the_service()
+    if child.limits.background:
+        step_back()
     for _ in range(WARM_UP_RUNS):
         child.sample.describe(describe, child.limits.max_answer_bytes)
     if walls.no_landlock is None:
@@ -241,4 +274,4 @@ class Zygote:
 if __name__ == "__main__":
     from ckptd.catalog.describe import describe_opened
 
-    main(describe_opened)
+    main(describe_opened, complete=with_architectures)

@@ -18,7 +18,10 @@ ZYGOTE_COMMAND = (sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-m", "ckp
 """Isolated: neither the environment, the working directory nor a user's site-packages reach it. Warnings are silent
 because printing one imports modules."""
 
-START_TIMEOUT_S = 30.0
+WEIGHTS_ZYGOTE_COMMAND = (*ZYGOTE_COMMAND[:-1], "ckptd.daemon.weights_zygote")
+"""The same with torch loaded, for level `weights`: a second and 200 MB more."""
+
+START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 5.0
 
 _CHANNEL = 3

@@ -74,7 +74,7 @@ def verify_plain(source: Source, inspection: Inspection, located: Located | None
 def _scan(inspection: Inspection, located: Located | None, level: Level) -> WeightScan | None:
     if level is not Level.WEIGHTS or located is None:
         return None
-    return WeightScan(located.table, {tensor.name: tensor.role for tensor in inspection.tensors}, located.storages)
+    return WeightScan.of(located.table, {tensor.name: tensor.role for tensor in inspection.tensors}, located.storages)
 
 
 def _holes(source: Source, located: Located | None) -> list[Finding]:

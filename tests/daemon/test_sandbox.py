@@ -1,6 +1,7 @@
 """The sandbox holds where the kernel offers it, and says what is missing where it does not."""
 
 import ctypes
+import fcntl
 import mmap
 import pathlib
 import signal
@@ -175,7 +176,7 @@ def _verdict(program: list[bytes], arch: int, number: int, *arguments: int) -> i
 def test_the_filter_allows_its_list_and_nothing_else(arch: int, column: int) -> None:
     program = sandbox._filter(arch, column)
     allowed = {numbers[column] for numbers in sandbox._CALLS.values()}
-    at_empty_path = (0, 0, 0, 0x1000)
+    at_empty_path = (0, fcntl.F_GETFL, 0, 0x1000)
     assert {n for n in range(1024) if _verdict(program, arch, n, *at_empty_path) == ALLOW} == allowed
     for number in allowed:
         assert _verdict(program, arch ^ 1, number, *at_empty_path) == KILL, "another machine's table"
@@ -189,6 +190,10 @@ def test_arguments_are_judged_where_a_call_could_do_harm(arch: int, column: int)
         number = sandbox._CALLS[name][column]
         assert _verdict(program, arch, number, 0, 4096, mmap.PROT_READ | mmap.PROT_WRITE) == ALLOW
         assert _verdict(program, arch, number, 0, 4096, mmap.PROT_READ | mmap.PROT_EXEC) == KILL
+    status = sandbox._CALLS["fcntl"][column]
+    assert _verdict(program, arch, status, 3, fcntl.F_GETFL) == ALLOW
+    for command in (fcntl.F_SETFL, fcntl.F_DUPFD, fcntl.F_SETLEASE, fcntl.F_GETFL | 1 << 10):
+        assert _verdict(program, arch, status, 3, command) == KILL
     newfstatat = sandbox._CALLS["newfstatat"][column]
     assert _verdict(program, arch, newfstatat, 0, 0, 0, 0x1000) == ALLOW
     assert _verdict(program, arch, newfstatat, 0, 0, 0, 0) == KILL

@@ -43,6 +43,24 @@ def load_torch() -> Any:
         raise TorchMissing from error
 
 
+def warm_up() -> None:
+    """Import torch, keep it to one thread, and use once all that a scan may use: what torch loads late is there then.
+
+    Raises:
+        TorchMissing: torch is not installed.
+    """
+    torch = load_torch()
+    torch.set_num_threads(1)
+    for kind in _KINDS.values():
+        raw = torch.frombuffer(bytearray(b"\xff\0\x7f" * 32), dtype=torch.uint8)
+        tensor = _Tensor(
+            "", "weights", 0, len(raw), (len(raw) // kind.width, 1), (1, 1), is_dense=False, hidden=False, place=0
+        )
+        region = _Region(kind, 0, len(raw), [tensor])
+        for swapped in (False, True):
+            WeightScan({None: [region]}, swapped=swapped).feed(0, memoryview(bytes(raw.tolist())))
+
+
 class _Kind(msgspec.Struct, frozen=True, eq=False):
     """How to judge elements of one floating type."""
 
@@ -69,6 +87,8 @@ class _Tensor(msgspec.Struct):
     is_dense: bool
     """No bytes of others lie in between."""
     hidden: bool
+    place: int
+    """In the checkpoint's order."""
     n_bad: int = 0
     n_nan: int = 0
     first: int = 0
@@ -92,22 +112,26 @@ class _Region(msgspec.Struct):
 
 
 class WeightScan:
-    """Looks at the values of a file's tensors while somebody else reads it; see `findings`.
+    """Looks at the values of a file's tensors while somebody else reads it; see `findings`."""
 
-    Args:
-        table: the tensors.
-        roles: name → part of the checkpoint. Weights and optimizer state are looked at. Of the rest nothing follows:
-            the best score of a callback is infinite before the first epoch.
-        storages: where their data lies.
+    @classmethod
+    def of(cls, table: TensorTable, roles: dict[str, str], storages: Storages) -> "WeightScan":
+        """Prepare to look at the tensors of one file.
 
-    Raises:
-        TorchMissing: torch is not installed.
-    """
+        Args:
+            table: the tensors.
+            roles: name → part of the checkpoint. Weights and optimizer state are looked at. Of the rest nothing
+                follows: the best score of a callback is infinite before the first epoch.
+            storages: where their data lies.
 
-    def __init__(self, table: TensorTable, roles: dict[str, str], storages: Storages) -> None:
+        Raises:
+            TorchMissing: torch is not installed.
+        """
+        return cls(_regions(table, roles, storages), swapped=storages.big_endian)
+
+    def __init__(self, regions: dict[int | None, list[_Region]], *, swapped: bool) -> None:
         self._torch = load_torch()
-        self._swapped = storages.big_endian
-        regions = _regions(table, roles, storages)
+        self._swapped = swapped
         self._streams = {record: _Stream(found) for record, found in regions.items()}
         self._regions = [region for found in regions.values() for region in found]
 
@@ -127,7 +151,7 @@ class WeightScan:
     def findings(self) -> list[Finding]:
         """What is not finite, tensor by tensor, and what is all zero."""
         found: dict[Severity, list[tuple[str, str]]] = {}
-        for severity, message in _messages(self._regions):
+        for _, severity, message in sorted(_messages(self._regions)):
             found.setdefault(severity, []).append(("weights.non_finite", message))
         judged = [_as(severity, each) for severity, messages in found.items() for each in limited(messages)]
         zero = _all_zero(self._regions)
@@ -248,6 +272,7 @@ def _tensor(table: TensorTable, i: int, role: str, place: Place) -> _Tensor:
         stride=table.strides[i],
         is_dense=table.numels[i] == table.extents[i],
         hidden=table.hidden[i],
+        place=i,
     )
 
 
@@ -292,7 +317,8 @@ def _sides(tensor: _Tensor) -> list[tuple[int, int, int]]:
 # ---- what is said of it ----------------------------------------------------------------------------------------
 
 
-def _messages(regions: Sequence[_Region]) -> Iterator[tuple[Severity, str]]:
+def _messages(regions: Sequence[_Region]) -> Iterator[tuple[int, Severity, str]]:
+    """Of each tensor that holds something else than numbers: its place in the checkpoint, how bad that is, and what."""
     for region in regions:
         said: set[tuple[object, ...]] = set()
         for tensor in region.tensors if region.is_bad else ():
@@ -300,7 +326,7 @@ def _messages(regions: Sequence[_Region]) -> Iterator[tuple[Severity, str]]:
             if tensor.n_bad and same not in said:
                 said.add(same)
                 sharing = sum(same == (t.begin, t.shape, t.stride, t.role) for t in region.tensors) - 1
-                yield _severity(region, tensor), _message(tensor, sharing)
+                yield tensor.place, _severity(region, tensor), _message(tensor, sharing)
 
 
 def _message(tensor: _Tensor, sharing: int) -> str:
@@ -345,15 +371,16 @@ def _as(severity: Severity, found: Finding) -> Finding:
 
 def _all_zero(regions: Sequence[_Region]) -> str | None:
     """Vectors and single numbers are left out: biases, running means and counters begin as zeros."""
-    names = [
-        tensor.name
+    found = [
+        (tensor.place, tensor.name)
         for region in regions
         if region.is_zero and region.done
         for tensor in region.tensors
         if tensor.role == "weights" and not tensor.hidden and sum(side > 1 for side in tensor.shape) >= 2
     ]
-    if not names:
+    if not found:
         return None
+    names = [name for _, name in sorted(found)]
     shown = ", ".join(clip(name, 120) for name in names[:_MAX_NAMED])
     more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
     return f"every value is zero in tensor {shown}{more}"
@@ -394,18 +421,17 @@ def _by_magnitude(infinity: int | None, nan: int) -> _Kind:
     return _Kind(1, 1, judge, values)
 
 
-def _by_pattern(nan: int | None, zero: int | None) -> _Kind:
+def _by_pattern(nan: int, zero: int | None) -> _Kind:
     """Eight bits of which one pattern is NaN, and one is zero; None is infinite."""
 
     def values(torch: Any, raw: Any) -> Any:
-        return _decoded(torch, raw, zero=raw == zero, nan=raw == nan)
+        is_zero = raw == zero if zero is not None else torch.zeros(len(raw), dtype=torch.bool)
+        return _decoded(torch, raw, zero=is_zero, nan=raw == nan)
 
     def judge(torch: Any, raw: Any) -> tuple[bool, bool]:
         low, high = (extreme.item() for extreme in torch.aminmax(raw))
         is_zero = zero is not None and low == high == zero
-        if nan is None or not low <= nan <= high:
-            return True, is_zero
-        return nan != high and not (raw == nan).any().item(), is_zero
+        return not (low <= nan <= high and (raw == nan).any().item()), is_zero
 
     return _Kind(1, 1, judge, values)
 
