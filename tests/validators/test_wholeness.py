@@ -184,7 +184,7 @@ DAMAGE = {
     "no signature": (LOCAL, 3, b"\x05", "format.unknown"),
     "other flags in the header": (LOCAL, 6, b"\x00\x00", "archive.ambiguous"),
     "shifted contents": (LOCAL, 28, b"\x13\x00", "archive.malformed"),
-    "name longer than the directory": (CENTRAL, 28, b"\xff\xff", "archive.malformed"),
+    "name longer than its entry": (CENTRAL, 28, b"\xff\xff", "archive.ambiguous"),
 }
 
 

@@ -8,15 +8,14 @@ Section numbers are those of PKWARE's APPNOTE 6.3.10.
 
 import struct
 import zlib
-from collections import Counter
-from itertools import pairwise, repeat
-from operator import add
 
 import msgspec
 
 from ..errors import Corrupt, Incomplete
 from ..plain import clip
 from ..reader import FileReader
+from . import zip_records
+from .zip_records import STORED as STORED
 
 SIGNATURE = b"PK\x03\x04"
 """Local file header, 4.3.7: what a torch archive starts with (torch/serialization.py, `_is_zipfile`)."""
@@ -25,32 +24,14 @@ WHOLE_FILE_BYTES = 256 * 1024
 """Files up to this size are read at once: one system call costs as much as copying 10 KB."""
 TAIL_BYTES = 64 * 1024 + 22
 """The end record with the longest comment; also the whole directory of about 900 records."""
-NEIGHBOUR_BYTES = 4096
-"""Local headers nearer to each other than a page are read together: the disk reads pages anyway."""
-MAX_RUN_BYTES = 8 * 1024 * 1024
-MAX_RECORDS = 2_000_000
-"""Twenty times the largest checkpoints; the directory of such a file has 120 MB."""
 
 _END = struct.Struct("<4s4H2IH")  # 4.3.16, end of central directory
 _END64 = struct.Struct("<4sQ2H2I4Q")  # 4.3.14
 _LOCATOR = struct.Struct("<4sIQI")  # 4.3.15
-_CENTRAL = struct.Struct("<4s6H3I5H2I")  # 4.3.12
-_LOCAL = struct.Struct("<26s2H")  # 4.3.7: all up to the sizes, then the lengths of name and extra field
-_LOCAL_FIELDS = struct.Struct("<4s5H3I")
-_DESCRIPTOR = struct.Struct("<4s3I")  # 4.3.9, as miniz writes it
-_DESCRIPTOR64 = struct.Struct("<4sI2Q")
 
 _END_MARK, _END64_MARK, _LOCATOR_MARK = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-_CENTRAL_MARK, _DESCRIPTOR_MARK = b"PK\x01\x02", b"PK\x07\x08"
-_REFUSED_FLAGS = 0x0001 | 0x0020 | 0x0040 | 0x2000  # 4.4.4: encrypted, patch data, strong encryption, masked headers
-_HAS_DESCRIPTOR = 0x0008
-_DOS_DIRECTORY = 0x10
-"""External attribute by which miniz, hence torch, takes a record for a directory, as it does one whose name ends in a
-slash (`mz_zip_reader_is_file_a_directory`). It then reports success without reading: the tensor holds what was in
-memory before."""
-_ZIP64_EXTRA = 0x0001  # 4.5.3
+_CENTRAL_MARK = b"PK\x01\x02"
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
-STORED, DEFLATED = 0, 8
 
 _UNFINISHED = "the archive has no end record yet: it is still being written, or its writing was cut short"
 
