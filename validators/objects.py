@@ -11,8 +11,6 @@ from .text import clip
 
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 _PLAIN_CALLS = frozenset(("builtins.set", "builtins.frozenset", "builtins.list", "builtins.tuple", "collections.deque"))
-_PATH_MODULES = ("pathlib.", "pathlib._local.")
-_WRAPPED = ("torch.jit._pickle.",)
 
 Form = Callable[[Opaque], Any]
 

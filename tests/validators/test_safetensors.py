@@ -1,6 +1,7 @@
 """The rules of safetensors' own reader, and what it leaves to the JSON library."""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 import safetensors
 import safetensors.torch
+import torch
 
-from ckptd.validators import Inspection, Seal
+from ckptd.validators import Inspection, Seal, inspect_checkpoint
 from tests.validators.checkpoint_files import codes, inspect_bytes
 from tests.validators.format_files import as_safetensors, weights
 
@@ -45,7 +47,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "sides whose product overflows": (_file(_entry(shape=[2**32, 2**32])), "tensor.out_of_bounds"),
     "end before begin": (_file(_entry(data_offsets=[8, 0])), "tensor.out_of_bounds"),
     "an unknown type": (_file(_entry(dtype="F31")), "format.unsupported"),
+    "an odd number of four bits": (_file(_entry(dtype="F4", shape=[4, 4, 1])), "format.unsupported"),
     "a type of six bits": (_file(_entry(dtype="F6_E2M3")), "format.unsupported"),
+    "padding that is no space": (_file(json.dumps({"w": W, "v": V}).encode() + b" \n"), "archive.malformed"),
     "a hole": (_file({"w": W, "v": V | {"data_offsets": [12, 16]}}, b"\0" * 16), "archive.malformed"),
     "bytes before the first": (_file({"v": V}), "archive.malformed"),
     "an overlap": (_file({"w": W, "v": V | {"data_offsets": [4, 8]}}, b"\0" * 8), "archive.ambiguous"),
@@ -64,7 +68,11 @@ def test_a_header_that_breaks_the_rules_is_named_and_never_waited_for(kind: str,
     assert inspection.seal is Seal.NONE
 
 
-@pytest.mark.parametrize("kind", sorted(set(HOSTILE) - {"a name twice", "a name of 5,000 characters"}))
+LAXER = {"a name twice", "a name of 5,000 characters", "padding that is no space"}
+"""What the reference reader lets pass, against the format's description."""
+
+
+@pytest.mark.parametrize("kind", sorted(set(HOSTILE) - LAXER))
 def test_the_reference_reader_refuses_what_is_refused_here(kind: str) -> None:
     with pytest.raises((safetensors.SafetensorError, KeyError)):
         safetensors.torch.load(HOSTILE[kind][0])
@@ -92,6 +100,40 @@ def test_a_file_without_tensors_has_no_state_dict(tmp_path: Path) -> None:
     inspection = inspect_bytes(tmp_path, _file({}, b""))
     assert codes(inspection) == {"state_dict.missing"}
     assert inspection.seal is Seal.SEALED
+
+
+DTYPES = [torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64]
+DTYPES += [torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
+DTYPES += [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
+DTYPES += [torch.float8_e8m0fnu, torch.float4_e2m1fn_x2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_is_described_as_the_reference_reader_loads_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    made = {"w": torch.zeros(4, 6 * dtype.itemsize, dtype=torch.uint8).view(dtype)}
+    safetensors.torch.save_file(made, path)
+    loaded = safetensors.torch.load_file(path)["w"]
+    inspection = inspect_checkpoint(path)
+    (info,) = inspection.tensors
+    assert inspection.findings == ()
+    assert (info.dtype, info.shape, info.stride) == (str(loaded.dtype).removeprefix("torch."), (4, 6), loaded.stride())
+    assert (info.nbytes, inspection.n_parameters) == (loaded.nbytes, loaded.numel())
+
+
+def test_every_dtype_of_the_reference_reader_that_torch_has_is_known(tmp_path: Path) -> None:
+    """It names those that it knows when it refuses another."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(_file(_entry(dtype="F31")))
+    with pytest.raises(safetensors.SafetensorError) as refused:
+        safetensors.torch.load_file(path)
+    known = set(re.findall("`([A-Z0-9_]+)`", str(refused.value))) - {"F31"}
+    assert len(known) > 20
+    for name in known - {"F6_E2M3", "F6_E3M2"}:
+        found = codes(
+            inspect_bytes(tmp_path, _file({"w": {"dtype": name, "shape": [0, 2], "data_offsets": [0, 0]}}, b""))
+        )
+        assert found == set(), name
 
 
 def _header_of(size: int, tmp_path: Path) -> Inspection:

@@ -2,20 +2,53 @@
 
 import io
 import pickle
+import struct
 import tarfile
 import zlib
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckptd.validators import Format, Safety, Seal
 from tests.validators.checkpoint_files import inspect_bytes
 
 
-def _tar(member: str = "a") -> bytes:
+def _tar(member: str = "a", **pax_headers: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo(member), io.BytesIO())
+        info = tarfile.TarInfo(member)
+        info.pax_headers = pax_headers
+        archive.addfile(info, io.BytesIO())
+    return buffer.getvalue()
+
+
+def _torch_tar() -> bytes:
+    """What torch 0.1.9 wrote: see `legacy_load` in torch/serialization.py, which reads it."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return 7 if value is marker else None
+
+    marker = object()
+    dumped = io.BytesIO()
+    Pickler(dumped, 2).dump({"w": marker})
+    storages = b"".join(pickle.dumps(part, 2) for part in (1, (5, "cpu", torch.FloatStorage)))
+    storages += struct.pack("<q4f", 4, 1, 2, 3, 4) + pickle.dumps([], 2)
+    tensors = pickle.dumps(1, 2) + pickle.dumps((7, 5, torch.FloatTensor), 2)
+    tensors += struct.pack("<i4x", 2) + struct.pack("<5q", 2, 2, 2, 1, 0)
+    parts = {
+        "sys_info": pickle.dumps({"protocol_version": 1000, "little_endian": True}, 2),
+        "pickle": dumped.getvalue(),
+        "tensors": tensors,
+        "storages": storages,
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in parts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -49,11 +82,20 @@ def test_a_foreign_file_is_named(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_tar_files_of_the_first_torch_are_recognised(tmp_path: Path) -> None:
-    inspection = inspect_bytes(tmp_path, _tar("sys_info"))
-    assert inspection.format is Format.TORCH_LEGACY
-    assert [finding.code for finding in inspection.findings] == ["format.unsupported"]
-    assert "first versions of torch.save" in inspection.findings[0].message
-    assert inspection.safety is Safety.UNKNOWN
+    """Written as torch 0.1.9 did, and read by the torch of today."""
+    data = _torch_tar()
+    with open(tmp_path / "old.pt", "wb") as file:
+        file.write(data)
+    loaded = torch.load(tmp_path / "old.pt", weights_only=False)
+    assert loaded["w"].tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    for kind in (data, _tar("sys_info"), _tar("pickle", comment="größer")):
+        inspection = inspect_bytes(tmp_path, kind)
+        assert inspection.format is Format.TORCH_TAR
+        assert [finding.code for finding in inspection.findings] == ["format.unsupported"]
+        assert "before version 0.1.10" in inspection.findings[0].message
+        assert "weights_only=False" in inspection.findings[0].message
+        assert inspection.safety is Safety.UNKNOWN
+        assert inspection.seal is Seal.NONE
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])

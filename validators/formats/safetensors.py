@@ -23,14 +23,17 @@ MAX_HEADER_BYTES = 100_000_000
 """tensor.rs, `MAX_HEADER_SIZE`."""
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
+_PAIRS = "F4"
+"""The type of elements of 4 bits."""
 
-# tensor.rs, `Dtype`; in torch's words
+# tensor.rs, `Dtype`; in torch's words. F6_E2M3 and F6_E3M2 have no dtype of torch; its reader refuses them.
 _DTYPES: dict[str, Dtype] = {
     name: DTYPES[dtype]
     for name, dtype in {
         "BOOL": "bool",
         "U8": "uint8",
         "I8": "int8",
+        "F4": "float4_e2m1fn_x2",
         "F8_E4M3": "float8_e4m3fn",
         "F8_E4M3FNUZ": "float8_e4m3fnuz",
         "F8_E5M2": "float8_e5m2",
@@ -109,6 +112,8 @@ def read_contents(source: Source) -> Contents:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
+    if not data.rstrip(b" ").endswith(b"}"):  # "MAY be trailing padded with whitespace (0x20)": the README's Format
+        raise Corrupt("archive.malformed", "the header does not end with its closing bracket and spaces")
     try:
         header = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -156,12 +161,24 @@ def _entry(name: str, value: Any) -> _Entry:
             "format.unsupported", f"tensor {clip(name)} is of type {clip(fields['dtype'], 40)}, which torch cannot load"
         )
     begin, end = offsets
+    if fields["dtype"] == _PAIRS:
+        shape = _paired(name, shape)
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise Corrupt(
             "tensor.out_of_bounds",
             f"tensor {clip(name)} needs {math.prod(shape) * dtype.itemsize:,} bytes, but has {end - begin:,}",
         )
     return _Entry(name, dtype, tuple(shape), begin, end)
+
+
+def _paired(name: str, shape: list[int]) -> list[int]:
+    """The shape in torch's words, whose elements are pairs: bindings/python/src/lib.rs, `Open::get_tensor`."""
+    if not shape or shape[-1] % 2:
+        raise Corrupt(
+            "format.unsupported",
+            f"tensor {clip(name)} has an odd number of elements of 4 bits, which torch cannot load",
+        )
+    return [*shape[:-1], shape[-1] // 2]
 
 
 def _are_sizes(values: Any) -> bool:

@@ -8,6 +8,9 @@ HEAD_BYTES = 4096
 
 _TAR_MEMBERS = (b"sys_info", b"pickle", b"tensors", b"storages")
 """What the tar files of the first versions of torch hold: torch/serialization.py, `legacy_load`."""
+_TAR_BLOCK_BYTES = 512
+_TAR_EXTENDED = (b"x", b"g")
+"""Kinds of headers that precede a member's own: POSIX pax, which tarfile writes for what ustar cannot say."""
 
 _BINARY: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x1f\x8b", "a gzip file"),
@@ -42,13 +45,29 @@ def sniff(head: bytes, size: int) -> Sniffed:
         return _no_checkpoint("the file is a Git LFS pointer, not the checkpoint: `git lfs pull` fetches it")
     if head[:1] == b"\x80" and len(head) > 1 and head[1] <= 5:
         return Sniffed(Format.UNKNOWN, "format.unsupported", "the file is a bare pickle, not one of torch.save")
-    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0") in _TAR_MEMBERS:
-        message = "the file is in the tar format that the first versions of torch.save wrote"
-        return Sniffed(Format.TORCH_LEGACY, "format.unsupported", message)
+    if _is_torch_tar(head):
+        message = (
+            "the file is a tar archive as torch.save wrote it before version 0.1.10: load it with "
+            "torch.load(path, weights_only=False) if you trust where it came from, and save it again"
+        )
+        return Sniffed(Format.TORCH_TAR, "format.unsupported", message)
     for offset, mark, what in _BINARY:
         if head[offset : offset + len(mark)] == mark:
             return Sniffed(Format.UNKNOWN, "format.unsupported", f"the file is {what}")
     return _text(head) or _onnx(head) or Sniffed(Format.UNKNOWN, "format.unknown", _unknown(head))
+
+
+def _is_torch_tar(head: bytes) -> bool:
+    """Whether the first member of a tar archive is one of those of torch, extended headers left aside."""
+    position = 0
+    while head[position + 257 : position + 262] == b"ustar":
+        header = head[position : position + _TAR_BLOCK_BYTES]
+        if header[156:157] not in _TAR_EXTENDED:
+            return header[:100].rstrip(b"\0").removeprefix(b"./") in _TAR_MEMBERS
+        digits = header[124:136].strip(b"\0 ")
+        size = int(digits, 8) if digits and set(digits) <= set(b"01234567") else 0
+        position += _TAR_BLOCK_BYTES * (1 + -(-size // _TAR_BLOCK_BYTES))
+    return False
 
 
 def _unknown(head: bytes) -> str:
