@@ -1,4 +1,4 @@
-"""Checkpoint directories for tests of the catalog and the service: written once by torch, then put where they are wanted.
+"""Checkpoint directories for tests of the catalog and the service: written once, then put where they are wanted.
 
 `torch.distributed.checkpoint` and safetensors write them; those of DeepSpeed and of the transformers Trainer have the
 real names and contents, without the packages, whose import takes seconds (`tests.validators.directory_files` has
