@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import blake3
 import msgspec
 
+from .checks import safety
 from .checks.checksum import digest_file
 from .checks.structure import MAX_FINDINGS
 from .findings import Finding, Severity, finding
@@ -160,17 +161,17 @@ class Gathered:
             level=self.reached,
             findings=tuple(condensed([*self.findings, *self._findings_of(described)])),
             safety=max(self.safety, described.safety, key=_SAFETY.index),
-            unsafe_globals=tuple(self.unsafe_globals),
-            imports=tuple(self.imports),
+            unsafe_globals=tuple(self.unsafe_globals)[: safety.MAX_NAMED],
+            imports=tuple(self.imports)[: safety.MAX_IMPORTS],
             weights_only=False if False in answers else (True if answers and None not in answers else None),
             shards=tuple(Shard(name=name, size_bytes=members.size(name)) for name in sorted(members.parts)),
             digest=_digest(members, self.digests) if members.level is not Level.STRUCTURE else None,
         )
 
     def _findings_of(self, described: Inspection) -> list[Finding]:
-        """Of a checkpoint that is not whole, nothing is said of what may be still to come."""
-        waiting = self.seal is Seal.OPEN
-        return [found for found in described.findings if not (waiting and found.code == "state_dict.missing")]
+        """Nothing is missed that may be still to come, or that may be in a file that was not opened."""
+        is_partial = self.seal is Seal.OPEN or bool(self.unopened)
+        return [found for found in described.findings if not (is_partial and found.code == "state_dict.missing")]
 
 
 def is_sound(inspection: Inspection) -> bool:

@@ -85,7 +85,7 @@ def _read_metadata(members: Members, name: str, gathered: Gathered) -> dcp.Conte
     proved = inert.failure is None and inert.consumed == len(data)
     # torch.distributed.checkpoint unpickles the metadata itself, with nothing refused.
     judgement = safety.judge([known for known in inert.globals if known not in dcp.OWN_NAMES], proved)
-    gathered.judge(judgement.safety, judgement.unsafe_globals, inert.globals)
+    gathered.judge(judgement.safety, judgement.unsafe_globals, safety.judge(inert.globals, proved).imports)
     gathered.findings += judgement.findings
     if inert.failure is None and not proved:
         gathered.add(

@@ -51,7 +51,7 @@ def save_dcp(path: str, state: dict[str, Any] | None = None, **options: Any) -> 
     with warnings.catch_warnings():
         # It says that it was left to itself, and, second time, that it overwrites.
         warnings.simplefilter("ignore", UserWarning)
-        writer = dcp.FileSystemWriter(path, **options)
+        writer = dcp.FileSystemWriter(path, **({"sync_files": False} | options))
         dcp.save(training_state() if state is None else state, storage_writer=writer, no_dist=True)
 
 
@@ -141,8 +141,8 @@ def save_deepspeed(path: str, *, data_parallel: int = 2, stage: int = 2, model_p
 def save_lightning_deepspeed(path: str) -> None:
     """As Lightning's DeepSpeed strategy: the tag `checkpoint`, `latest` and the recovery script beside it."""
     save_deepspeed(os.path.join(path, "checkpoint"))
-    put(path, "latest", b"checkpoint")
     put(path, "zero_to_fp32.py", b"# converts the partitions\n")
+    put(path, "latest", b"checkpoint")
 
 
 def put(directory: str, name: str, data: bytes) -> str:

@@ -113,10 +113,10 @@ def _among(pattern: re.Pattern[bytes]) -> re.Pattern[bytes]:
 
 
 def _has_dcp_metadata(names: Collection[bytes], joined: bytes, has_suffix: bool) -> bool:
-    # Eclipse keeps a `.metadata` too: alone it says nothing; beside meta.pt or safetensors, or in `x.ckpt`, it does.
+    """Whether the metadata of shards is there. Eclipse keeps a `.metadata` too, but beside names of other kinds."""
     if not _among(_DCP_METADATA).search(joined):
         return False
-    return has_suffix or FSDP_META in names or b".safetensors\0" in joined
+    return has_suffix or b".safetensors\0" in joined or all(map(is_member_name, names))
 
 
 def is_member_name(name: bytes) -> bool:
