@@ -86,6 +86,8 @@ class Layout(msgspec.Struct, frozen=True):
     """For messages: which entry it is from."""
     keys: tuple[tuple[str, Shape], ...]
     """Each must be there."""
+    n_keys: int
+    """Of those, the ones that no loop counts as well."""
     subtrees: tuple[str, ...]
     """Something must be below each of these modules."""
     loops: tuple[Loop, ...]
@@ -263,6 +265,7 @@ def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -
     loops = _loops(expected, optional, label)
     family = entry.family or name
     variants = tuple(_variants(written.variants or entry.variants, family, len(loops), f"{label}.variants"))
+    keys = tuple((key, shape) for key, shape in expected if shape is not None and "#" not in key)
     heads = frozenset(_head(key) for key, _ in expected)
     if any("#" in head for head in heads):
         raise TableError(f"{label}: a key begins with a number (#); name the module that holds the blocks")
@@ -273,7 +276,8 @@ def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -
         closed=entry.closed,
         generic=entry.generic or not variants,
         label=label,
-        keys=tuple((key, shape) for key, shape in expected if shape is not None and "#" not in key),
+        keys=keys,
+        n_keys=sum(not any(_counts(loop, key) for loop in loops) for key, _ in keys),
         subtrees=tuple(key for key, shape in expected if shape is None),
         loops=loops,
         optional=tuple((key, shape) for key, shape in optional if shape is not None and "#" not in key),
@@ -284,6 +288,15 @@ def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -
         heads=heads,
         owned=heads | {_head(key) for key, _ in optional},
     )
+
+
+def _counts(loop: Loop, key: str) -> bool:
+    """Whether a key is that of one of the blocks."""
+    if not key.startswith(loop.before):
+        return False
+    number = key[len(loop.before) :].partition(".")[0]
+    after = key[len(loop.before) + len(number) :]
+    return number.isdecimal() and int(number) >= loop.start and any(after == row for row, _ in loop.rows)
 
 
 def _loops(

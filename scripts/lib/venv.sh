@@ -33,6 +33,14 @@ install_torch() {
     die "torch could not be installed; set TORCH_INDEX_URL to an index that has $pin"
 }
 
+# timm requires torchvision, of which there is no build for every CPU torch; building models needs none of it.
+install_timm() {
+  local pin
+  pin="$(grep -E '^timm==' "$repo/constraints.txt")"
+  if "$venv/bin/python" -c 'import importlib.metadata as m; m.version("timm")' 2>/dev/null; then return; fi
+  "$venv/bin/pip" install -qq --no-deps "$pin" || die "$pin could not be installed; see pip's message above"
+}
+
 ensure_venv() {
   local profile="$1" extras="$2" stamp wanted
   stamp="$venv/.ckptd-$profile"
@@ -52,6 +60,7 @@ ensure_venv() {
     say "installing ckptd${extras:+[$extras]}"
     "$venv/bin/pip" install -qq -c "$repo/constraints.txt" -e "$repo${extras:+[$extras]}" ||
       die "pip could not install ckptd; see its message above"
+    case ",$extras," in *,test,*) install_timm ;; esac
     printf '%s' "$wanted" >"$stamp"
   ) || exit $?
 }

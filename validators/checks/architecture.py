@@ -267,7 +267,7 @@ def _match(node: _Node, layout: Layout, tensors: dict[str, tuple[int, ...]]) -> 
             return None
     if any(prefix + key in tensors for key in layout.never) or not _has_any(node, layout, tensors):
         return None
-    found = expected = len(layout.keys)
+    found = expected = layout.n_keys
     below = sum(_count(node, module) for module in layout.subtrees)
     found, expected = found + below, expected + below
     blocks: list[int] = []
