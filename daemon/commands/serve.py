@@ -24,7 +24,10 @@ def run(options: argparse.Namespace) -> int:
     from ..zygote_process import ZYGOTE_COMMAND, launch_zygote
 
     limits = Limits.of(
-        workers=settings.workers, memory_mb=settings.worker_memory_mb, timeout_s=settings.worker_timeout_s
+        workers=settings.workers,
+        memory_mb=settings.worker_memory_mb,
+        timeout_s=settings.worker_timeout_s,
+        architectures=settings.architectures,
     )
     zygote = launch_zygote(ZYGOTE_COMMAND, limits)
     from ..logging import configure
