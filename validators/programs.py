@@ -28,11 +28,15 @@ def inspect_program(archive: Archive, sealed: Inspection, read: ReadPickle) -> t
         archive: for which `torchscript.looks_like_program` holds.
         sealed: what is known so far.
         read: of the two pickles.
-
-    Raises:
-        Corrupt: something of it cannot be read.
     """
-    sealed = msgspec.structs.replace(sealed, format=Format.TORCHSCRIPT)
+    sealed = msgspec.structs.replace(sealed, format=Format.TORCHSCRIPT, weights_only=False)
+    try:
+        return _inspect(archive, sealed, read)
+    except Corrupt as error:
+        return msgspec.structs.replace(sealed, findings=(finding(error.code, error.message),)), None
+
+
+def _inspect(archive: Archive, sealed: Inspection, read: ReadPickle) -> tuple[Inspection, Located | None]:
     index, constants_index = archive.find("data.pkl"), archive.find("constants.pkl")
     if index is None or constants_index is None:
         raise Corrupt("archive.malformed", "the file is a TorchScript archive without the data.pkl of its root module")

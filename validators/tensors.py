@@ -21,7 +21,7 @@ from .standins import Opaque, Storage, Tensor
 
 MAX_NODES = 10_000_000
 """Values in one checkpoint. 100,000 tensors with optimizer state make about 2 million."""
-MAX_REPEATS = 200_000
+MAX_REPEATS = 100_000
 """Of these, values of modules met again under another name: doubled at each level, a few bytes name any number."""
 MAX_NAME = 4096
 MAX_RANK = 64
