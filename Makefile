@@ -43,7 +43,7 @@ checkpoint-index-rebuild: $(CKPTD) ## write .checkpoint_index.json anew
 checkpoint-index-verify: $(CKPTD) ## compare the index with the tree
 	$(CKPTD) index verify $(ROOTS) $(ARGS)
 
-checkpoint-validate: $(CKPTD) ## validate every checkpoint under ROOTS
+checkpoint-validate: $(CKPTD) ## validate every checkpoint under ROOTS (ARGS="--level checksum --junit report.xml")
 	$(CKPTD) validate $(ROOTS) $(ARGS)
 
 service-restart: ## restart the systemd service

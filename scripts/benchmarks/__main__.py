@@ -1,24 +1,36 @@
-"""The benchmarks: `inspect` against other readers, `build` from a cold process, `live` from rename to event."""
+"""The benchmarks; each is a module `bench_<name>` with a function `run`."""
 
 import argparse
+import importlib
 import sys
 import warnings
+
+BENCHMARKS = {
+    "inspect": "inspection against other readers, file by file",
+    "checksum": "every byte and every value, cold beside cat, and cached",
+    "build": "a cold process until all is listed",
+    "live": "from rename to event",
+    "validate": "ckptd validate on 10,000 small checkpoints",
+    "faults": "the fault campaign: who finds what, as a Markdown table",
+}
 
 
 def main() -> int:
     """Run one benchmark; 0 whatever it measures: figures are for people, not for gates."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("which", choices=("inspect", "build", "live"))
+    what = "\n".join(f"  {name:10} {summary}" for name, summary in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=what, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("which", choices=tuple(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="smaller files, fewer repetitions")
+    parser.add_argument("--seed", type=int, default=20260101, help="of the fault campaign (default: %(default)s)")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    if options.which == "inspect":
-        from bench_inspect import run
-    elif options.which == "build":
-        from bench_build import run
+    module = importlib.import_module(f"bench_{options.which}")
+    if options.which == "faults":
+        module.run(quick=options.quick, seed=options.seed)
     else:
-        from bench_live import run
-    run(quick=options.quick)
+        module.run(quick=options.quick)
     return 0
 
 

@@ -76,3 +76,18 @@ def large_tree(count: int, size_mb: int) -> Callable[[Path], None]:
                 subprocess.run(["fallocate", "--dig-holes", path], check=False, capture_output=True)
 
     return make
+
+
+def small_tree(count: int, checkpoint: Path) -> Callable[[Path], None]:
+    """A maker of `count` copies of a checkpoint, 100 to a run, each run with a config."""
+
+    def make(directory: Path) -> None:
+        data = checkpoint.read_bytes()
+        for run in range(count // 100):
+            place = directory / f"experiment_{run % 10}" / f"2026-01-{run % 28 + 1:02d}_10-{run // 28:02d}-00"
+            (place / "checkpoints").mkdir(parents=True)
+            (place / "config.yaml").write_text("exp_name: small\nmodel:\n  encoder: {model_name: resnet18}\n")
+            for number in range(100):
+                (place / "checkpoints" / f"epoch-{number:02d}_step-{number * 10:06d}.ckpt").write_bytes(data)
+
+    return make
