@@ -155,6 +155,7 @@ def detail_of(record: Record, description: Description | None) -> dict[str, Any]
         "archive_id": inspection.archive_id,
         "seal": inspection.seal,
         "n_tensors": len(inspection.tensors),
+        "shards": inspection.shards,
     }
 
 
