@@ -196,6 +196,9 @@ def _inspect(reader: FileReader, checkpoint_path: str, level: Level) -> Inspecti
     head = source.read(0, min(HEAD_BYTES, source.size))
     blank = Inspection(checkpoint_path=checkpoint_path, identity=reader.identity)
     if torch_zip.looks_like_archive(head):
+        if torch_legacy.is_tar(head[: torch_legacy.TAR_BLOCK_BYTES]):
+            both = finding("archive.ambiguous", "the file is a zip archive and a tar archive at once")
+            return msgspec.structs.replace(blank, format=Format.TORCH_ZIP, findings=(both,))
         return _inspect_zip(source, msgspec.structs.replace(blank, format=Format.TORCH_ZIP), level)
     if safetensors.looks_like_safetensors(head):
         # There is no pickle in it.
@@ -205,8 +208,17 @@ def _inspect(reader: FileReader, checkpoint_path: str, level: Level) -> Inspecti
         blank = msgspec.structs.replace(blank, format=Format.TORCH_LEGACY)
         return _inspect_plain(source, blank, level, _inspect_legacy)
     sniffed = sniff(head, source.size)
-    found = (finding(sniffed.code, sniffed.message),)
+    found = (finding(sniffed.code, sniffed.message), *_hidden_archive(source, head))
     return msgspec.structs.replace(blank, format=sniffed.format, findings=found)
+
+
+def _hidden_archive(source: torch_zip.Source, head: bytes) -> list[Finding]:
+    """An archive behind something else: other readers open it, torch.load sees what stands in front."""
+    begin = torch_zip.hidden_archive(source) if head.strip(b"\0") else None
+    if begin is None:
+        return []
+    message = f"a zip archive begins at byte {begin:,}: zip readers open that, torch.load reads what stands before it"
+    return [finding("archive.ambiguous", message)]
 
 
 def _inspect_plain(

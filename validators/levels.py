@@ -7,8 +7,9 @@ import msgspec
 from .checks.checksum import digest_file, mismatches, unwritten, verify_archive
 from .checks.structure import limited
 from .checks.weights import WeightScan, load_torch
+from .errors import Corrupt
 from .findings import Finding, finding
-from .formats.torch_zip import Archive, Source
+from .formats.torch_zip import Archive, Source, check_descriptors
 from .inspection import Inspection, Level
 from .storages import Storages
 from .tensors import TensorTable
@@ -57,6 +58,10 @@ def verify_archive_contents(
     scan = _scan(inspection, located, level)
     verification = verify_archive(archive) if scan is None else verify_archive(archive, scan.feed, scan.feed_record)
     found = limited(mismatches(archive, verification, None if located is None else located.table))
+    try:
+        check_descriptors(archive)
+    except Corrupt as error:
+        found.append(finding(error.code, error.message))
     if not archive.has_checksums:
         found += _holes(archive.source, located)
     reached = Level.CHECKSUM if archive.has_checksums else inspection.level

@@ -32,7 +32,7 @@ _HEAD = b"\x80\x02" + _MAGIC
 """How a file begins in pickle's protocol 2, torch's default."""
 _COUNT = struct.Struct("<q")
 _BUFFER_BYTES = 1 << 20
-_TAR_BLOCK_BYTES = 512
+TAR_BLOCK_BYTES = 512
 PICKLES = 5
 _WHAT = ("magic number", "protocol version", "system information", "checkpoint itself", "list of storages")
 
@@ -79,7 +79,7 @@ class _Parser:
         self.tally = Tally()
 
     def parse(self) -> Contents:
-        if _is_tar(self._source.read(0, min(_TAR_BLOCK_BYTES, self._source.size))):
+        if is_tar(self._source.read(0, min(TAR_BLOCK_BYTES, self._source.size))):
             raise Corrupt("archive.ambiguous", "the file is also a tar archive, which torch.load would look at first")
         persistent = _PersistentIds()
         magic, version, _, value, keys = (self._pickle(what, persistent) for what in _WHAT)
@@ -205,9 +205,9 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < MAX_BYTES // 16
 
 
-def _is_tar(block: bytes) -> bool:
+def is_tar(block: bytes) -> bool:
     """Whether a block is a tar header by its checksum (POSIX ustar): the sum of its bytes, its own field as spaces."""
-    if len(block) < _TAR_BLOCK_BYTES:
+    if len(block) < TAR_BLOCK_BYTES:
         return False
     field, rest = block[148:156], block[:148] + block[156:]
     try:  # as tarfile does, which torch uses: octal up to a NUL, or 7 bytes behind a mark

@@ -8,6 +8,7 @@ Section numbers are those of PKWARE's APPNOTE 6.3.10.
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 import msgspec
 
@@ -54,6 +55,8 @@ class Archive(msgspec.Struct):
     """Name → index into the columns."""
     directory: bytes
     """The central directory as it is in the file."""
+    descriptors: list[int]
+    """Size of the data descriptor behind each record, in bytes; 0 where there is none."""
     source: "Source"
 
     @property
@@ -175,6 +178,7 @@ def find_directory(source: Source) -> Directory:
         raise
     surplus = directory_end - (directory.offset + directory.size)
     if surplus or following:
+        _refuse_second_end(source, tail, tail_offset, position)
         _refuse_end(source, directory, surplus, following)
     return directory
 
@@ -188,7 +192,7 @@ def read_archive(source: Source, directory: Directory) -> Archive:
     data = source.read(directory.offset, directory.size)
     entries = zip_records.read_entries(data, directory.count)
     stem = zip_records.check_names(entries.names)
-    offsets = zip_records.locate(source, entries, directory.offset)
+    offsets, descriptors = zip_records.locate(source, entries, directory.offset)
     # No name holds a NUL; one decoding is 20 times faster than 20,000.
     texts = b"\0".join(entries.names).decode("utf-8", "surrogateescape").split("\0")
     return Archive(
@@ -201,8 +205,53 @@ def read_archive(source: Source, directory: Directory) -> Archive:
         packed_sizes=entries.packed_sizes,
         positions=dict(zip(texts, range(len(texts)), strict=True)),
         directory=data,
+        descriptors=descriptors,
         source=source,
     )
+
+
+def check_descriptors(archive: Archive) -> None:
+    """Compare what stands behind each record with the directory; one read each, for when all bytes are read anyway.
+
+    Raises:
+        Corrupt: a data descriptor says something else. torch never looks at it; who streams the archive believes it.
+    """
+    present = [i for i, size in enumerate(archive.descriptors) if size]
+    ends = [archive.offsets[i] + archive.packed_sizes[i] for i in present]
+    stated = ((archive.checksums[i], archive.packed_sizes[i], archive.sizes[i]) for i in present)
+    liar = zip_records.lying_descriptor(archive.source, ends, [archive.descriptors[i] for i in present], stated)
+    if liar is not None:
+        name = clip(archive.names[present[liar]])
+        raise Corrupt("archive.malformed", f"record {name} is followed by other sizes than the directory states")
+
+
+def hidden_archive(source: Source) -> int | None:
+    """Where an archive begins that other readers find by its end record, in a file that does not begin as one.
+
+    zipfile, unzip and the Java of this world look for an archive at the end of a file only.
+    """
+    tail_offset = max(0, source.size - TAIL_BYTES)
+    tail = source.read(tail_offset, source.size - tail_offset)
+    for position in _ends(tail):
+        end = tail_offset + position
+        try:
+            directory, directory_end = _read_end(source, end, _END.unpack_from(tail, position))
+        except Corrupt:
+            continue
+        begin = directory_end - directory.size - directory.offset
+        if begin >= 0 and directory.size and source.read(begin + directory.offset, 4) == _CENTRAL_MARK:
+            return begin
+    return None
+
+
+def _ends(tail: bytes) -> Iterator[int]:
+    """Where end records stand whose comment ends where the file does, the last first."""
+    position = len(tail)
+    while (position := tail.rfind(_END_MARK, 0, position)) >= 0:
+        if position + _END.size <= len(tail):
+            comment_size = int.from_bytes(tail[position + _END.size - 2 : position + _END.size], "little")
+            if position + _END.size + comment_size == len(tail):
+                yield position
 
 
 def _read_end(source: Source, end: int, fields: tuple[int, ...]) -> tuple[Directory, int]:
@@ -229,6 +278,18 @@ def _read_end(source: Source, end: int, fields: tuple[int, ...]) -> tuple[Direct
     if locator_disk or disks != 1:  # miniz writes 1 and reads nothing else
         raise Corrupt("archive.malformed", "the ZIP64 locator speaks of several disks")
     return Directory(offset64, size64, count64), begin
+
+
+def _refuse_second_end(source: Source, tail: bytes, tail_offset: int, found: int) -> None:
+    """Refuse a file with another end record that is right, in whose comment the one that was found stands."""
+    for position in _ends(tail):
+        if position < found:
+            try:
+                directory, directory_end = _read_end(source, tail_offset + position, _END.unpack_from(tail, position))
+            except Corrupt:
+                continue
+            if directory.offset + directory.size == directory_end:
+                raise Corrupt("archive.ambiguous", "the archive's comment holds another end record, with other records")
 
 
 def _refuse_end(source: Source, directory: Directory, surplus: int, following: int) -> None:

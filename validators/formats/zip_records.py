@@ -1,8 +1,9 @@
 """The records of an archive: the directory's entries and each record's own header, parsed strictly and compared.
 
-Readers of zip files disagree about what is lax. torch looks names up without regard to case, takes the first of two and
-reads the directory only; Python's zipfile takes the last; streaming readers believe the records' own headers. What two
-readers may see differently is refused. Section numbers are those of PKWARE's APPNOTE 6.3.10.
+Readers of zip files disagree about what is lax. torch looks names up without regard to case, and which of two equal
+ones it meets depends on how many records there are (a binary search); Python's zipfile takes the last; who reads a
+stream believes the records' own headers. What two readers may see differently is refused. Section numbers are those of
+PKWARE's APPNOTE 6.3.10.
 
 Everything is done by column, in C: an archive of 20,000 tensors is parsed in the time of 200,000 Python operations, and
 torch's own headers, which are all alike, are compared as one.
@@ -37,6 +38,9 @@ _KIND = struct.Struct("<4x2H4x")
 _PLACE = struct.Struct("<2HI")
 _LOCAL = struct.Struct("<26s2H")  # 4.3.7: all up to the sizes, then the lengths of name and extra field
 _LOCAL_KIND = struct.Struct("<4s2x2H4x3I")
+
+# 4.3.9.1, and 4.3.9.2 for ZIP64; the signature before them is optional
+_DESCRIPTORS = {size: struct.Struct("<3I" if size < 20 else "<I2Q") for size in (12, 16, 20, 24)}
 
 _REFUSED_FLAGS = 0x0001 | 0x0020 | 0x0040 | 0x2000  # 4.4.4: encrypted, patch data, strong encryption, masked headers
 _HAS_DESCRIPTOR = 0x0008
@@ -123,11 +127,11 @@ def check_names(names: list[bytes]) -> bytes:
     return stem
 
 
-def locate(source: "Source", entries: Entries, directory_offset: int) -> list[int]:
+def locate(source: "Source", entries: Entries, directory_offset: int) -> tuple[list[int], list[int]]:
     """Check every local header against its entry, and that the records cover the file without holes or overlaps.
 
     Returns:
-        Where each record's bytes begin, in the order of the directory.
+        Where each record's bytes begin, and the size of the data descriptor behind them, in the directory's order.
 
     Raises:
         Corrupt: a record's header says something else than its entry, or bytes belong to no record or to two.
@@ -145,11 +149,11 @@ def locate(source: "Source", entries: Entries, directory_offset: int) -> list[in
     kinds, extra_sizes = _read_headers(source, entries, [end + _LOCAL.size for end in named])
     _check_kinds(source, kinds, extra_sizes, entries)
     begins = [end + extra + _LOCAL.size for end, extra in zip(named, extra_sizes, strict=True)]
-    _check_gaps(source, entries, list(map(add, begins, entries.packed_sizes)), directory_offset)
+    gaps = _check_gaps(source, entries, list(map(add, begins, entries.packed_sizes)), directory_offset)
     if order is None:
-        return begins
-    by_place = dict(zip(order, begins, strict=True))
-    return [by_place[i] for i in range(len(begins))]
+        return begins, gaps
+    places = dict(zip(order, zip(begins, gaps, strict=True), strict=True))
+    return [places[i][0] for i in range(len(begins))], [places[i][1] for i in range(len(begins))]
 
 
 def shown(name: bytes) -> str:
@@ -401,8 +405,10 @@ def _widened(
     return packed[0], size[0]
 
 
-def _check_gaps(source: "Source", entries: Entries, ends: list[int], directory_offset: int) -> None:
+def _check_gaps(source: "Source", entries: Entries, ends: list[int], directory_offset: int) -> list[int]:
     """Between a record's last byte and the next header there may be its data descriptor, and nothing else.
+
+    Returns the size of each.
 
     One of an unusual size is read and compared: the gap also grows when the length of the extra field before the
     record is damaged, and its bytes then are taken from elsewhere.
@@ -410,7 +416,7 @@ def _check_gaps(source: "Source", entries: Entries, ends: list[int], directory_o
     gaps = list(map(sub, [*entries.headers[1:], directory_offset], ends))
     expected = _descriptor_sizes(entries)
     if gaps == expected:
-        return
+        return gaps
     unusual: list[int] = []
     for index in compress(range(len(gaps)), map(int.__ne__, gaps, expected)):
         gap, name = gaps[index], entries.names[index]
@@ -422,7 +428,17 @@ def _check_gaps(source: "Source", entries: Entries, ends: list[int], directory_o
             raise Corrupt("archive.malformed", f"{gap} bytes after record {shown(name)} belong to nothing")
         if gap:
             unusual.append(index)
-    check_descriptors(source, entries, ends, unusual, [gaps[index] for index in unusual])
+    unsigned = [index for index in unusual if gaps[index] in (12, 20)]
+    if unsigned and len(unsigned) != sum(map(bool, entries.packed_sizes)):
+        # A writer leaves out all signatures or none: one missing is one that was taken for the record's last bytes.
+        message = f"record {shown(entries.names[unsigned[0]])} ends where its header does not say"
+        raise Corrupt("archive.malformed", message)
+    stated = ((entries.checksums[i], entries.packed_sizes[i], entries.sizes[i]) for i in unusual)
+    liar = lying_descriptor(source, [ends[i] for i in unusual], [gaps[i] for i in unusual], stated)
+    if liar is not None:
+        message = f"record {shown(entries.names[unusual[liar]])} is not followed by what its header announces"
+        raise Corrupt("archive.malformed", message)
+    return gaps
 
 
 def _descriptor_sizes(entries: Entries) -> list[int]:
@@ -438,31 +454,27 @@ def _descriptor_sizes(entries: Entries) -> list[int]:
         ]
     if all(flag & _HAS_DESCRIPTOR for flag in set(entries.flags)):
         return [16 if size else 0 for size in entries.packed_sizes]
-    columns2 = zip(entries.flags, entries.packed_sizes, strict=True)
-    return [16 if size and flag & _HAS_DESCRIPTOR else 0 for flag, size in columns2]
+    pairs = zip(entries.flags, entries.packed_sizes, strict=True)
+    return [16 if size and flag & _HAS_DESCRIPTOR else 0 for flag, size in pairs]
 
 
-def check_descriptors(
-    source: "Source", entries: Entries, ends: Sequence[int], indices: Iterable[int], sizes: Sequence[int]
-) -> None:
-    """Compare the data descriptors of some records with the directory.
+def lying_descriptor(
+    source: "Source", ends: Sequence[int], sizes: Sequence[int], stated: Iterable[tuple[int, int, int]]
+) -> int | None:
+    """The position of the first data descriptor that does not say what the directory does; None where all do.
+
+    torch never looks at descriptors; readers that stream an archive believe them.
 
     Args:
         source: the file.
-        entries: of the directory.
-        ends: where each record's bytes end.
-        indices: of the records to look at.
-        sizes: of their descriptors in bytes: 12 or 16, with 64 bit sizes 20 or 24.
-
-    Raises:
-        Corrupt: one says something else.
+        ends: where each record's bytes end and its descriptor begins.
+        sizes: of the descriptors in bytes: 12 or 16, with 64 bit sizes 20 or 24.
+        stated: checksum, packed size and size of each record, as the directory says.
     """
-    chosen = list(indices)
-    pieces = source.read_each([ends[index] for index in chosen], list(sizes))
-    for index, piece in zip(chosen, pieces, strict=True):
-        numbers = struct.Struct("<3I" if len(piece) in (12, 16) else "<I2Q")  # 4.3.9.1; 4.3.9.2 for ZIP64
-        marked = len(piece) == numbers.size or piece[:4] == _DESCRIPTOR_MARK
-        stated = (entries.checksums[index], entries.packed_sizes[index], entries.sizes[index])
-        if not marked or numbers.unpack_from(piece, len(piece) - numbers.size) != stated:
-            message = f"record {shown(entries.names[index])} is not followed by what its header announces"
-            raise Corrupt("archive.malformed", message)
+    pieces = source.read_each(list(ends), list(sizes))
+    for position, (piece, numbers) in enumerate(zip(pieces, stated, strict=True)):
+        layout = _DESCRIPTORS[len(piece)]
+        marked = len(piece) == layout.size or piece[:4] == _DESCRIPTOR_MARK
+        if not marked or layout.unpack_from(piece, len(piece) - layout.size) != numbers:
+            return position
+    return None
