@@ -7,12 +7,13 @@ import msgspec
 from .assembly import describe_value
 from .checks import safety
 from .errors import Corrupt
-from .extents import Items, read_items, verify_items
+from .extents import Items, read_items
 from .formats import dcp
 from .formats.sharded import FSDP_META
 from .inspection import Inspection, Level
 from .members import Gathered, Members, archive_id, listed
-from .unpickle import load_inert
+from .shard_verifier import verify_items
+from .unpickle import load_inert, names_behind
 
 _META = FSDP_META.decode()
 _LIGHTNING_KEYS = re.compile(r"model|optimizer_\d+")
@@ -84,8 +85,9 @@ def _read_metadata(members: Members, name: str, gathered: Gathered) -> dcp.Conte
     inert = load_inert(data)
     proved = inert.failure is None and inert.consumed == len(data)
     # torch.distributed.checkpoint unpickles the metadata itself, with nothing refused.
-    judgement = safety.judge([known for known in inert.globals if known not in dcp.OWN_NAMES], proved)
-    gathered.judge(judgement.safety, judgement.unsafe_globals, safety.judge(inert.globals, proved).imports)
+    names = inert.globals if inert.failure is not None else (*inert.globals, *names_behind(data[inert.consumed :]))
+    judgement = safety.judge([known for known in names if known not in dcp.OWN_NAMES], proved)
+    gathered.judge(judgement.safety, judgement.unsafe_globals, safety.judge(names, proved).imports)
     gathered.findings += judgement.findings
     if inert.failure is None and not proved:
         gathered.add(
