@@ -46,14 +46,16 @@ def _inspect(archive: Archive, sealed: Inspection, read: ReadPickle) -> tuple[In
     judged = msgspec.structs.replace(judged, archive_id=fingerprint.archive_id(archive, pickles[0]))
     if data.failure is not None or constants.failure is not None:
         return judged, None
-    tensors = facts.find_tensors(
-        data.value,
-        {torchscript.CONSTANTS: torchscript.constants_by_name(constants.value)},
-        torchscript.splitter(torchscript.read_members(archive)),
-    )
+    judged = _with_program(judged, data.value)
+    beside = {torchscript.CONSTANTS: torchscript.constants_by_name(constants.value)}
+    try:
+        split = torchscript.splitter(torchscript.read_members(archive))
+        tensors = facts.find_tensors(data.value, beside, split)
+    except Corrupt as error:
+        found = finding(error.code, error.message)
+        return msgspec.structs.replace(judged, findings=(*judged.findings, found)), None
     storages = torchscript.ProgramStorages(archive)
-    described = describe_tensors(tensors, {}, storages, _with_program(judged, data.value))
-    return described, Located(tensors.table, storages)
+    return describe_tensors(tensors, {}, storages, judged), Located(tensors.table, storages)
 
 
 def _judge(sealed: Inspection, data: InertPickle, constants: InertPickle, findings: list[Finding]) -> Inspection:

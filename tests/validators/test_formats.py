@@ -5,48 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 
-from ckptd.validators import Format, Inspection, Level, Safety, Seal, inspect_checkpoint
+from ckptd.validators import Format, Level, Seal, inspect_checkpoint
 from tests.validators.checkpoint_files import codes, inspect_bytes
-from tests.validators.format_files import WRITERS, read_by_torch, weights
+from tests.validators.format_files import WRITERS, weights
 
 FORMATS = sorted(WRITERS)
 WITHOUT_CHECKSUMS = [kind for kind in FORMATS if kind is not Format.TORCH_ZIP]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*TypedStorage is deprecated:UserWarning")
-
-
-def _round_trip(inspection: Inspection) -> Inspection:
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(inspection), type=Inspection)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_whole_file_is_described_as_torch_loads_it(kind: Format, tmp_path: Path) -> None:
-    data = WRITERS[kind](weights())
-    inspection = inspect_bytes(tmp_path, data)
-    assert inspection.findings == ()
-    assert (inspection.format, inspection.seal, inspection.safety) == (kind, Seal.SEALED, Safety.SAFE)
-    assert inspection.has_state_dict
-    loaded = read_by_torch(data, kind)
-    described = {info.name: (info.dtype, info.shape, info.nbytes, info.role) for info in inspection.tensors}
-    assert described == {
-        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes, "weights")
-        for name, tensor in loaded.items()
-    }
-    assert inspection.n_parameters == sum(tensor.numel() for tensor in loaded.values())
-    assert inspection.weights_bytes == sum(tensor.nbytes for tensor in loaded.values())
-    assert _round_trip(inspection) == inspection
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".safetensors", ""])
-def test_a_format_is_recognised_by_its_contents_whatever_its_suffix(kind: Format, suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(WRITERS[kind](weights()))
-    assert inspect_checkpoint(path).format is kind
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -78,21 +47,13 @@ def test_a_growing_file_is_open_until_its_last_byte(kind: Format, tmp_path: Path
     assert inspect_checkpoint(path).is_valid
 
 
-@pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("extra", [b"\0", b"x" * 5000])
-def test_bytes_behind_the_end_are_found(kind: Format, extra: bytes, tmp_path: Path) -> None:
-    inspection = inspect_bytes(tmp_path, WRITERS[kind](weights()) + extra)
-    assert codes(inspection) == {"archive.trailing_data"}
-    assert inspection.seal is not Seal.SEALED
-
-
 DAMAGE = """
 import random, sys
 from tests.validators.test_fuzz import _damaged, inspect_mutant
 path = sys.argv[1]
 data = open(path, "rb").read()
 source = random.Random(5)
-mutants = [_damaged(source, data) for _ in range(1500)]
+mutants = [_damaged(source, data) for _ in range(800)]
 for each in (data, data[:-1], mutants[0]):
     inspect_mutant(path, each)
 before, events = set(sys.modules), set()
