@@ -140,6 +140,11 @@ def checkpoint_directory(path: bytes) -> Format | None:
         os.close(base_fd)
 
 
+def is_hidden(path: bytes) -> bool:
+    """Whether a directory has a name of temporary ones: as with files, it is not listed, nor what is in it."""
+    return os.path.basename(path).startswith(b".")
+
+
 class Claims:
     """Answers which directories are checkpoints, and remembers it for as long as they do not change.
 
@@ -177,11 +182,13 @@ class Claims:
         return answer
 
     def is_checkpoint(self, base_fd: int, path: bytes) -> bool:
-        """Whether a directory is a checkpoint, and does not lie inside another one.
+        """Whether a directory is listed: a format claims it, and it neither is hidden nor lies inside another one.
 
         Raises:
             OSError: it cannot be listed, is a link, or is no directory.
         """
+        if is_hidden(path):
+            return False
         return self.format_of(base_fd, path) is not None and self.holder(base_fd, path) is None
 
     def holder(self, base_fd: int, path: bytes) -> bytes | None:

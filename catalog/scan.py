@@ -12,7 +12,7 @@ from ckptd.validators.formats.sharded import LATEST, claim
 from ckptd.validators.inspection import FileIdentity
 from ckptd.validators.reader import identity_of
 
-from .directories import Claims, Listing, has_latest, list_beneath, list_directory
+from .directories import Claims, Listing, has_latest, is_hidden, list_beneath, list_directory
 from .entry import Identities
 from .experiment import Companions, DirectFiles, checkpoints_of_sidecar, find_companions, is_sidecar_name
 from .listed import ListedFiles
@@ -236,7 +236,8 @@ class _Walk:
             name = os.path.basename(pending.path)
             if name and not pending.is_link:
                 if claim(name, names, pending.beside_latest) is not None:
-                    self._take_directory(pending.path, list_directory(fd))
+                    if not is_hidden(name):
+                        self._take_directory(pending.path, list_directory(fd))
                     return
                 if is_checkpoint_name(name, self._suffixes):
                     self._note_odd(pending.path, "a directory")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from ckptd.catalog.description import DescribeRequest, OpenedFiles
-from ckptd.catalog.directories import Claims
+from ckptd.catalog.directories import Claims, is_hidden
 from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import directory_identities, open_checkpoint
@@ -238,13 +238,13 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a file is a checkpoint by itself: not where it is part of a directory that is one.
 
         To list its directory at each look would take the square of the number of files in it: that is done only for
-        names that sharded checkpoints use, and beneath directories that are listed as one. When a directory becomes
+        names that sharded checkpoints use, and beneath directories that are listed as one, or hidden. When a directory becomes
         or ceases to be a checkpoint, all that is beneath it is looked at again (`Tree`).
         """
         name = os.path.basename(path)
         if not is_checkpoint_name(name, self.suffixes):
             return False
-        if is_member_name(name) or any(map(self.is_directory, directories_above(path))):
+        if is_member_name(name) or any(is_hidden(each) or self.is_directory(each) for each in directories_above(path)):
             return self.claims.holder(root_fd, path) is None
         return True
 

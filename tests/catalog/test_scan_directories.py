@@ -74,6 +74,12 @@ def test_a_directory_with_a_checkpoints_name_that_is_none_yet_is_no_entry_and_is
     assert scan.odd == {b"run/epoch=4.ckpt": "a directory"}
 
 
+def test_a_hidden_directory_is_a_temporary_one(root: pathlib.Path) -> None:
+    put(root / "run" / ".step-2.part", dcp_files(2) | {"inner.ckpt": b"x"})
+    (root / "run" / "newest").symlink_to(".step-2.part")
+    assert set(found_in(root)) == WHOLE
+
+
 def test_a_step_of_deepspeed_is_found_by_latest_beside_it(tmp_path: pathlib.Path) -> None:
     names = {name.removeprefix("checkpoint/"): data for name, data in deepspeed_files().items() if "/" in name}
     put(tmp_path / "run" / "global_step7", names)

@@ -100,6 +100,13 @@ def test_a_claimed_directory_is_seen_first_and_opened_then(eye: Eye, path: bytes
     assert count_descriptors() == before
 
 
+def test_a_hidden_directory_is_a_temporary_one(eye: Eye) -> None:
+    put(eye.outputs / ".step-2.part", dcp_files(2) | {"inner.ckpt": b"x"})
+    assert eye.kind(b".step-2.part") is LookKind.GONE
+    assert eye.kind(b".step-2.part/.metadata") is LookKind.GONE
+    assert eye.kind(b".step-2.part/inner.ckpt") is LookKind.GONE
+
+
 @pytest.mark.parametrize("name", ["plain", "plain.ckpt", "checkpoint-600"])
 def test_a_directory_that_no_format_claims_is_not_there(eye: Eye, name: str) -> None:
     put(eye.outputs / name, {"readme.txt": b"x"})
