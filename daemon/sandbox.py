@@ -57,6 +57,7 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64; the most frequent fir
     "read": (0, 63),
     "futex": (202, 98),
     "fadvise64": (221, 223),
+    "mincore": (27, 232),
     "fcntl": (72, 25),
     "lseek": (8, 62),
     "clock_nanosleep": (230, 115),
@@ -71,10 +72,10 @@ _CALLS: dict[str, tuple[int, int]] = {  # x86-64, aarch64; the most frequent fir
 """What a child may do: read what was handed to it, write its answer, manage its own memory, end.
 
 `setitimer` arms the time limit of each job. `preadv2` reads a file through, past the page cache if need be, and
-`clock_nanosleep` keeps that within a bandwidth; `fadvise64` says what becomes of the cache, `lseek` where a file has
-holes, and `fcntl` how a descriptor was opened (nothing but F_GETFL is let through). `fstat` is there because the reader
-proves that a file did not change; glibc 2.33 to 2.38 spell it `newfstatat` with AT_EMPTY_PATH and no other flag is let
-through. (That leaves code that took over a child able to learn whether a path exists. It can tell nobody but the
+`clock_nanosleep` keeps that within a bandwidth. `fadvise64` and `mincore` are about the cache, `lseek` is for finding
+holes, and `fcntl` says how a descriptor was opened (nothing but F_GETFL is let through). `fstat` is there because the
+reader proves that a file did not change; glibc 2.33 to 2.38 spell it `newfstatat` with AT_EMPTY_PATH and no other flag
+is let through. (That leaves code that took over a child able to learn whether a path exists. It can tell nobody but the
 answer.)
 """
 

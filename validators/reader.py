@@ -4,6 +4,7 @@ Reading is apart from opening: whoever parses needs no right to open. `pread`, n
 is truncated while mapped kills the process by SIGBUS.
 """
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -21,7 +22,12 @@ ALIGNMENT = 4096
 """Offsets, sizes and addresses of unbuffered reads (O_DIRECT) are multiples of a disk's logical block: this at most."""
 
 _RWF_DONTCACHE = 0x80  # include/uapi/linux/fs.h, since Linux 6.14
-_RWF_NOWAIT = 0x08  # only what is cached
+_libc = ctypes.CDLL(None)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+_MAP_FAILED = ctypes.c_void_p(-1).value
 _PROBES = 16
 _MAX_HOLES = 10_000
 _DROP_BYTES = 8 << 20
@@ -265,15 +271,21 @@ def _is_direct(fd: int) -> bool:
 
 
 def _is_absent(fd: int, size: int) -> bool:
-    """Whether most of a file is not in the page cache, by the look of a few places."""
+    """Whether most of a file is not in the page cache, by the look of a few places; nothing is read for it.
+
+    (RWF_NOWAIT would do without a mapping, but it makes the kernel read ahead.) Of a file that is neither ours nor
+    writable the kernel says that all is there (mm/mincore.c, `can_do_mincore`).
+    """
     absent = 0
+    resident = ctypes.c_ubyte()
     for probe in range(_PROBES):
-        try:
-            os.preadv(fd, [bytearray(1)], size * probe // _PROBES, _RWF_NOWAIT)
-        except OSError as error:
-            if error.errno != errno.EAGAIN:  # the file system cannot say: drop nothing that others may use
-                return False
-            absent += 1
+        offset = size * probe // _PROBES // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        # Not by Python's mmap, which duplicates the descriptor: nothing that a sandboxed process may do.
+        page = _libc.mmap(None, 1, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
+        if page == _MAP_FAILED:
+            return False
+        absent += not _libc.mincore(page, 1, ctypes.byref(resident)) and not resident.value & 1
+        _libc.munmap(page, 1)
     return absent > _PROBES // 2
 
 

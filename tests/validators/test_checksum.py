@@ -1,16 +1,21 @@
 """Level `checksum`: an altered byte in any record is found and named, and nothing is claimed that was not verified."""
 
 import io
+import os
+import subprocess
 import zipfile
 import zlib
 from pathlib import Path
 
 import blake3
 import pytest
+import safetensors.torch
 import torch
 
 from ckptd.validators import Inspection, Level, Seal, inspect_checkpoint, reader
 from ckptd.validators.checks import checksum
+from ckptd.validators.formats import torch_zip
+from ckptd.validators.ranges import RangeReader
 from tests.validators.checkpoint_files import codes, saved, small_checkpoint, state_dict
 
 
@@ -113,6 +118,80 @@ def test_an_archive_without_checksums_is_digested_and_not_called_verified(tmp_pa
     assert inspection.digest is not None
     begin, _ = _records(data)["archive/data/0"]
     assert _verified(tmp_path, _flipped(data, begin)).digest != inspection.digest
+
+
+def _punched(path: Path, begin: int, size: int) -> bool:
+    """Take a range of a file away, so that it reads as zeros; False where the file system cannot."""
+    command = ["fallocate", "--punch-hole", "--offset", str(begin), "--length", str(size), str(path)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["legacy", "safetensors", "zip without checksums"])
+def test_holes_in_tensors_are_told_where_no_checksum_can_tell(kind: str, tmp_path: Path) -> None:
+    state = {"first": torch.randn(300_000), "second": torch.randn(300_000)}
+    path = tmp_path / "sparse.ckpt"
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.serialization.set_crc32_options(kind == "legacy")
+        try:
+            torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=kind != "legacy")
+        finally:
+            torch.serialization.set_crc32_options(True)
+    assert codes(inspect_checkpoint(path, Level.CHECKSUM)) == {"archive.unverifiable"}
+    begin = path.read_bytes().index(state["second"][:100].numpy().tobytes())
+    if not _punched(path, -(-begin // 4096) * 4096, 8192):
+        pytest.skip("this file system makes no holes")
+    inspection = inspect_checkpoint(path, Level.CHECKSUM)
+    assert codes(inspection) == {"archive.unverifiable", "archive.holes"}
+    (message,) = (found.message for found in inspection.findings if found.code == "archive.holes")
+    assert "second" in message
+    assert "first" not in message
+    assert inspection.is_valid
+
+
+def test_a_hole_in_a_record_with_a_checksum_is_an_altered_record(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.ckpt"
+    torch.save({"state_dict": {"w": torch.randn(300_000)}}, path)
+    if not _punched(path, 65536, 8192):
+        pytest.skip("this file system makes no holes")
+    assert codes(inspect_checkpoint(path, Level.CHECKSUM)) == {"archive.checksum_mismatch"}
+
+
+def test_zeros_that_were_saved_sparsely_are_sound(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(300_000)}}, path)
+    subprocess.run(["cp", "--sparse=always", path, tmp_path / "copy.ckpt"], check=True)
+    inspection = inspect_checkpoint(tmp_path / "copy.ckpt", Level.CHECKSUM)
+    assert inspection.findings == ()
+    assert inspection.level is Level.CHECKSUM
+
+
+def test_bytes_between_the_records_belong_to_somebody(tmp_path: Path) -> None:
+    """A gap is an error already at level structure: the data of two archives cannot lie in one unseen."""
+    data = small_checkpoint()
+    begin, size = _records(data)["archive/data/0"]
+    for level in (Level.STRUCTURE, Level.CHECKSUM):
+        path = tmp_path / "gap.ckpt"
+        path.write_bytes(data[: begin + size] + bytes(64) + data[begin + size :])
+        assert not inspect_checkpoint(path, level).is_valid
+
+
+def test_a_range_of_a_file_is_verified_as_a_file(tmp_path: Path) -> None:
+    """Shards of torch.distributed.checkpoint hold archives one after the other."""
+    data = saved({"state_dict": {"w": torch.randn(400_000)}})
+    for whole, sound in ((data, True), (_flipped(data, len(data) // 2), False)):
+        path = tmp_path / "joined"
+        path.write_bytes(b"x" * 1001 + whole + b"y" * 99)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            source = torch_zip.Source(RangeReader(reader.FileReader(fd), 1001, len(whole)))
+            archive = torch_zip.read_archive(source, torch_zip.find_directory(source))
+            verification = checksum.verify_archive(archive)
+        finally:
+            os.close(fd)
+        assert verification.digest == f"blake3:{blake3.blake3(whole).hexdigest()}"
+        assert (verification.mismatched == ()) is sound
 
 
 def test_many_altered_records_are_counted_not_listed(tmp_path: Path) -> None:
