@@ -218,6 +218,7 @@ class Service:
             if self._pipeline is not None:
                 self._pipeline.close()
             self._sidecars.close()
+            await self._note_judged()
             await self._journal.drained()
             await self._export_index()
 
@@ -279,11 +280,10 @@ class Service:
         due_s = max((tree.sweep_gap_s for tree in self._trees.values()), default=self.settings.sweep_min_s)
         return judge_service(status, self.settings, now=time.time(), sweep_due_s=due_s)
 
-    def _verifier_status(self) -> VerifierStatus | None:
-        if self._verifier is None:
-            return None
+    def _verifier_status(self) -> VerifierStatus:
+        known = VerifierStatus(level=self.settings.verify.value)
         return msgspec.structs.replace(
-            self._verifier.status(),
+            known if self._verifier is None else self._verifier.status(),
             by_level={level.value: count for level, count in self._tally.by_level.items() if count},
             by_finding={code: count for code, count in self._tally.by_finding.items() if count},
         )
@@ -337,12 +337,15 @@ class Service:
             await self._keep_judged_by()
             return
         self._log.info("what is required or recognised has changed: every checkpoint is described again")
-        for root in self.roots:
-            self._pipeline.hint([Key(root, path) for path in self.catalog.paths(root.name)], must_read=True)
+        # By way of the undescribed: what a description says can change where nothing of the entry does.
+        self._journal.undescribed.update(record.entry.id for record in self.catalog)
+        self._read_undescribed()
 
     async def _note_judged(self) -> None:
         """Keep in the state that everything is judged by what is asked now, once it is."""
-        if self._judging and self._pipeline is not None and not self._pipeline.pending:
+        if self._pipeline is None or self._pipeline.pending or self._journal.undescribed:
+            return
+        if self._judging:
             await self._keep_judged_by()
 
     async def _keep_judged_by(self) -> None:
