@@ -1,4 +1,6 @@
-"""The fault campaign: a seed gives a list of damaged checkpoints, the same on every machine.
+"""The fault campaign: a seed gives a list of damaged checkpoints, the same in every run.
+
+(TorchScript archives hold the paths of their sources: there positions differ from machine to machine.)
 
 Where the parts of a file lie is found here by other means than ckptd's own: Python's zipfile, pickletools, struct.
 """
@@ -42,7 +44,9 @@ class Fault(NamedTuple):
 
     @property
     def is_covered(self) -> bool:
-        """Whether recorded checksums cover the damaged member."""
+        """Whether what the checkpoint itself records tells of the fault: checksums, or that a part belongs to it."""
+        if self.data is None:
+            return self.member not in self.subject.optional
         return self.member in self.subject.checksummed
 
     @property

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import resource
 import signal
 import struct
@@ -296,7 +297,10 @@ def _pieces(value: Any, depth: int) -> Iterator[bytes]:
     elif isinstance(value, torch.jit.ScriptModule):
         yield from _pieces(dict(value.state_dict()), depth + 1)
         for name, module in value.named_modules():
-            yield from _pieces((name, str(getattr(module, "code", "")), str(getattr(module, "graph", ""))), depth + 1)
+            code, constants = module.code_with_constants if hasattr(module, "forward") else ("", None)
+            # Names that would be there twice in this process are told apart by a number.
+            plain = re.sub(r"___torch_mangle_\d+", "", code)
+            yield from _pieces((name, plain, dict(constants.const_mapping) if constants else {}), depth + 1)
     elif isinstance(value, torch.nn.Module):
         yield repr(value).encode("utf-8", "backslashreplace")
         yield from _pieces((dict(value.state_dict()), value.training), depth + 1)

@@ -29,6 +29,8 @@ class Subject(NamedTuple):
     suffix: str = ".ckpt"
     directory: str = ""
     """Where in a checkpoint's own directory the checkpoint is, if it is one."""
+    optional: frozenset[str] = frozenset()
+    """Members without which it would be an intact checkpoint of another kind: saved without the optimizer, say."""
 
     @property
     def is_directory(self) -> bool:
@@ -161,8 +163,20 @@ def script_bytes(module: torch.jit.ScriptModule) -> bytes:
     return buffer.getvalue()
 
 
+class _Shifted(torch.nn.Module):
+    """Its program holds a tensor as a constant, which is a record of its own kind in the archive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _module().eval()
+        self.shift = torch.tensor([[0.5, 1.5, 2.5, 3.5]])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.shift
+
+
 def _traced() -> torch.jit.ScriptModule:
-    return torch.jit.trace(_module().eval(), torch.ones(2, 16))
+    return torch.jit.trace(_Shifted(), torch.ones(2, 16))
 
 
 def _safetensors() -> bytes:
@@ -186,7 +200,7 @@ def dcp_directory(name: str, value: dict[str, Any], more: Mapping[str, bytes]) -
         written = {path.name: path.read_bytes() for path in pathlib.Path(directory).iterdir()}
     shards = {name: written[name] for name in sorted(written) if name != ".metadata"}
     members = {**shards, ".metadata": written[".metadata"], **more}
-    return Subject(name, "dcp", members, frozenset(members) - {".metadata"}, suffix="")
+    return Subject(name, "dcp", members, frozenset(members) - {".metadata"}, suffix="", optional=frozenset(more))
 
 
 def _deepspeed() -> Subject:
@@ -240,7 +254,16 @@ def _transformers() -> Subject:
         "trainer_state.json": _json(state),
     }
     torch_files = frozenset(name for name in members if name.endswith((".pt", ".pth")))
-    return Subject("transformers directory", "parts", members, torch_files, suffix="", directory="checkpoint-10")
+    return Subject(
+        "transformers directory",
+        "parts",
+        members,
+        torch_files,
+        suffix="",
+        directory="checkpoint-10",
+        # Without the optimizer (`save_only_model=True`), or of a model that has no config of transformers.
+        optional=torch_files | {"config.json"},
+    )
 
 
 def _json(value: Any) -> bytes:
