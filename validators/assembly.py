@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from . import facts, fingerprint
-from .checks import safety
+from .checks.instantiator import find_instantiators
 from .checks.structure import check_structure, limited
 from .errors import Corrupt
-from .findings import Finding, finding
+from .findings import finding
 from .inspection import Format, Inspection, Safety, TensorInfo
 from .plain import clip
 from .scalars import ScalarReader
@@ -39,7 +39,8 @@ def describe_value(value: Any, storages: Storages, judged: Inspection) -> tuple[
 
 def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Storages, judged: Inspection) -> Inspection:
     """Add to `judged` what is said of the tensors, and what stands beside them in the checkpoint's top level `top`."""
-    findings = list(judged.findings)
+    instantiators = find_instantiators(top)
+    findings = [*judged.findings, *instantiators]
     findings += limited((problem.code, problem.message) for problem in tensors.problems)
     findings += check_structure(tensors.table, storages)
     weights = tensors.of("weights")
@@ -58,7 +59,7 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
     hyper_parameters = facts.hyper_parameters(top, scalars)
     return msgspec.structs.replace(
         judged,
-        safety=_with_instantiator(judged.safety, top, findings),
+        safety=Safety.UNSAFE if instantiators else judged.safety,
         tensors=tuple(_tensor_infos(tensors)),
         has_state_dict=bool(weights),
         model_class=judged.model_class if tensors.model_class is None else clip(tensors.model_class),
@@ -76,18 +77,6 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
         content_id=None if has_problems else _content_id(storages, weights),
         findings=tuple(findings),
     )
-
-
-def _with_instantiator(verdict: Safety, top: dict[Any, Any], findings: list[Finding]) -> Safety:
-    """Lightning's `load_from_checkpoint` imports and calls what `_instantiator` names, whatever `weights_only` says."""
-    parameters = top.get("hyper_parameters")
-    if not isinstance(parameters, dict) or safety.INSTANTIATOR not in parameters:
-        return verdict
-    named = parameters[safety.INSTANTIATOR]
-    what = clip(named) if isinstance(named, str) else "something"
-    message = f"hyper_parameters hold _instantiator: load_from_checkpoint would import and call {what}"
-    findings.append(finding("pickle.dangerous_name", message))
-    return Safety.UNSAFE
 
 
 def _tensor_infos(tensors: facts.Tensors) -> Iterator[TensorInfo]:

@@ -80,9 +80,6 @@ _DANGEROUS_NAMES = _words(
     "memoryview exit quit help print",
 )
 
-INSTANTIATOR = "_instantiator"
-"""Key of Lightning's hyper-parameters that `load_from_checkpoint` imports and calls, even with `weights_only=True`."""
-
 
 class Judgement(msgspec.Struct, frozen=True):
     """What the names in all pickles of a file, and the way they are used, say about loading it."""
