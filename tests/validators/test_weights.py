@@ -340,6 +340,34 @@ except ValueError as error:
     assert "pip install 'ckptd[torch]'" in done.stdout
 
 
+def test_memory_that_ends_in_torch_is_memory_that_ends(tmp_path: Path) -> None:
+    """The worker tells a limit of memory from a fault of the parser by the exception."""
+    torch.save(
+        {"state_dict": {"w": torch.full((4 << 20,), 0xFF, dtype=torch.uint8).view(torch.float8_e8m0fnu)}},
+        tmp_path / "a.ckpt",
+    )
+    code = """
+import resource, sys
+from ckptd.validators import Level, inspect_checkpoint
+from ckptd.validators.checks import weights
+weights.warm_up()
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (3 << 20),) * 2)
+try:
+    inspect_checkpoint(sys.argv[1], Level.WEIGHTS)
+except MemoryError:
+    print("memory ended")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "a.ckpt")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "memory ended\n", done.stderr[-500:]
+
+
 def test_other_levels_do_not_import_torch(tmp_path: Path) -> None:
     torch.save({"state_dict": {"w": torch.ones(2)}}, tmp_path / "a.ckpt")
     code = (

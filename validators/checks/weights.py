@@ -162,10 +162,16 @@ class WeightScan:
         if stream is None:
             return
         parts = stream.parts(position, len(piece))
-        if parts:
+        if not parts:
+            return
+        try:
             raw = self._torch.frombuffer(bytearray(piece) if piece.readonly else piece, dtype=self._torch.uint8)
             for region, begin, end in parts:
                 self._look(region, position + begin, raw[begin:end])
+        except RuntimeError as error:
+            if "allocate" in str(error):  # c10/core/impl/alloc_cpu.cpp has no type of its own for it
+                raise MemoryError(str(error)) from error
+            raise
 
     def _look(self, region: _Region, position: int, raw: Any) -> None:
         """Judge the bytes of a region that begin at `position`."""
