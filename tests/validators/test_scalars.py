@@ -23,7 +23,7 @@ REALS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.floa
 REALS += [torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.int64, torch.int32, torch.int16, torch.int8]
 REALS += [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.float8_e8m0fnu]
 NOT_SWAPPED = [torch.uint16, torch.uint32, torch.uint64, torch.complex32]
-"""torch turns the bytes of a storage round by the storage's type, and storages of these have none: it loads wrong values
+"""torch turns the bytes of a storage round by its type, and storages of these have none: it loads wrong values
 from another machine's file."""
 COMPLEX = [torch.complex32, torch.complex64, torch.complex128]
 
