@@ -41,6 +41,8 @@ from .answers import (
 
 BATCH_BUDGET_S = 0.025
 """A child takes no further job once it has worked for so long; what is left goes to another one."""
+BACKGROUND_BUDGET_S = 1.0
+"""The same for work that nobody waits for: at the lowest priority the clock says little of what was done."""
 PROGRESS = struct.Struct("<Q")
 """Child → pool, for each finished job: the length of its answer."""
 
@@ -126,8 +128,12 @@ class Child(msgspec.Struct, frozen=True):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 * self.limits.max_answer_bytes,) * 2)
 
     def _limit_time(self, batch: Batch) -> None:
-        cpu_s = int(max(self.limits.time_of(job.request) for job in batch.jobs) + BATCH_BUDGET_S) + 1
+        cpu_s = int(max(self.limits.time_of(job.request) for job in batch.jobs) + self._budget_s) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))  # SIGXCPU, then SIGKILL
+
+    @property
+    def _budget_s(self) -> float:
+        return BACKGROUND_BUDGET_S if self.limits.background else BATCH_BUDGET_S
 
     @property
     def _reserve_bytes(self) -> int:
@@ -136,7 +142,7 @@ class Child(msgspec.Struct, frozen=True):
 
     def _work(self, batch: Batch, descriptors: list[int]) -> None:
         answers, progress, *files = descriptors
-        deadline = time.monotonic() + BATCH_BUDGET_S
+        deadline = time.monotonic() + self._budget_s
         written = 0
         os.write(answers, BEGUN)
         for job in batch.jobs:

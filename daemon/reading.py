@@ -66,6 +66,8 @@ class Refusal(enum.Enum):
     """It is not what the catalog holds."""
     UNDESCRIBED = enum.auto()
     """What was known of it is lost."""
+    FAILED = enum.auto()
+    """Something went wrong that nobody thought of."""
 
 
 class Reading(NamedTuple):
@@ -86,6 +88,11 @@ class Reading(NamedTuple):
     def close(self) -> None:
         """Close every descriptor."""
         self.descriptors.close()
+
+
+Result = tuple[Outcome, Verification | None, str | None]
+"""How a reading ended, what is to be remembered of it, and why it failed. Nothing is to be remembered of an attempt
+that says nothing of the file."""
 
 
 def is_candidate(record: Record) -> bool:
@@ -136,9 +143,7 @@ def open_for_reading(
         return Reading(opened, files, description, previous, again, began_at, stack.pop_all())
 
 
-async def read_to_end(
-    pool: WorkerPool, reading: Reading, *, level: Level, mb_per_s: float | None
-) -> tuple[Outcome, Verification | None, str | None]:
+async def read_to_end(pool: WorkerPool, reading: Reading, *, level: Level, mb_per_s: float | None) -> Result:
     """Read an opened file to its end.
 
     Args:
@@ -147,9 +152,8 @@ async def read_to_end(
         level: how far to verify.
         mb_per_s: 10^6 bytes per second at most; None: no limit.
 
-    Returns:
-        How it ended, what is to be remembered of it, and why it failed. Nothing is to be remembered of an attempt
-        that says nothing of the file.
+    Raises:
+        ZygoteError: no process can be started that reads.
     """
     request, files = _request(reading, level=level, mb_per_s=mb_per_s)
     identities = reading.opened.identities

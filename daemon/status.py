@@ -102,7 +102,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: str = "unknown"
     """`full`, `partial: why` or `none: why`."""
     verification: VerifierStatus | None = None
-    """None before the service runs."""
 
     @property
     def metadata_coverage(self) -> float:

@@ -1,13 +1,14 @@
 """Verifier: reads every byte of every checkpoint in the background, newest first, and again when that was long ago.
 
-One file at a time, at idle priority and a bounded rate, and never begun while new checkpoints wait to be described.
-What it finds becomes news through the journal like everything else, and is kept there: a restart goes on where it was.
+One file at a time, or a handful of small ones, at idle priority and a bounded rate; nothing is begun while new
+checkpoints wait to be described. What it finds becomes news through the journal like everything else, and is kept
+there: a restart goes on where it was.
 """
 
 import collections
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import anyio
 import anyio.lowlevel
@@ -32,6 +33,7 @@ from .reading import (
     Outcome,
     Reading,
     Refusal,
+    Result,
     is_candidate,
     open_for_reading,
     read_to_end,
@@ -49,6 +51,9 @@ YIELD_S = 0.05
 """While checkpoints wait to be described nothing is begun; how often that is asked."""
 RETRY_S = 600.0
 """A file that could not be read to its end (a failing disk, no memory) is tried again after this time."""
+GROUP_FILES = 16
+GROUP_BYTES = 4 << 20
+"""So many small files are read at once: together they take as long as one of a few megabytes."""
 SCRUB_PAGE = 256
 SCRUB_LOOK_S = 60.0
 """How often the state is asked for verifications that have become old, at most."""
@@ -59,8 +64,20 @@ SUMMARY_S = 600.0
 DAY_S = 86_400.0
 
 
+class _File:
+    """One file that is to be read, and what came of it."""
+
+    def __init__(self, wanted: Wanted, record: Record, viewer: Viewer) -> None:
+        self.wanted = wanted
+        self.record = record
+        self.viewer = viewer
+        self.key = Key(viewer.root, record.relative_path)
+        self.path = shown_path(viewer.root.join(record.relative_path))[0]
+        self.result: Result | Exception | None = None
+
+
 class Verifier:
-    """Owns the order of verification and the one file under way. `run` does the work."""
+    """Owns the order of verification and the files under way. `run` does the work."""
 
     def __init__(
         self,
@@ -101,6 +118,8 @@ class Verifier:
         self._metrics = metrics
         self._log = log
         self._agenda = Agenda()
+        self._held: Wanted | None = None
+        """Taken out already, and too large for the handful before it."""
         self._scrub_at = 0.0
         """When the state is asked for old verifications again; monotonic."""
         self._oldest_at: float | None = None
@@ -136,11 +155,11 @@ class Verifier:
         async with self._make_pool() as pool, anyio.create_task_group() as tasks:
             tasks.start_soon(self._tell)
             while True:
-                wanted = await self._next()
-                if wanted is None:
-                    await self._wait()
+                group = await self._next_group()
+                if group:
+                    await self._verify(pool, group)
                 else:
-                    await self._verify(pool, wanted)
+                    await self._wait()
 
     async def _load(self) -> None:
         """Take up where the last run was, once the rush of the start is over."""
@@ -165,8 +184,28 @@ class Verifier:
 
     # ---- what is next ------------------------------------------------------------------------------------------
 
-    async def _next(self) -> Wanted | None:
+    async def _next_group(self) -> list[_File]:
+        """The next file, or a handful of small ones: a process for each would cost more than to read them."""
         await self._give_way()
+        group: list[_File] = []
+        size = 0
+        while len(group) < GROUP_FILES and size < GROUP_BYTES:
+            await anyio.lowlevel.checkpoint()
+            wanted = self._held or await self._next()
+            if wanted is None:
+                break
+            self._held = None
+            file = self._admit(wanted)
+            if file is None:
+                continue
+            size += file.record.identities.file.size
+            if group and size > GROUP_BYTES:
+                self._held = wanted
+                break
+            group.append(file)
+        return group
+
+    async def _next(self) -> Wanted | None:
         now = anyio.current_time()
         for checkpoint_id in self._agenda.wake(now):
             record = self._catalog.get(checkpoint_id)
@@ -210,52 +249,94 @@ class Verifier:
                 self._agenda.add(item.entry.id, item.modified_ns)
                 self._wake.set()
 
-    # ---- one file ----------------------------------------------------------------------------------------------
-
-    async def _verify(self, pool: WorkerPool, wanted: Wanted) -> None:
-        await anyio.lowlevel.checkpoint()
+    def _admit(self, wanted: Wanted) -> _File | None:
+        """What is to be read, unless it is too early, or nothing can come of it."""
         record = self._catalog.get(wanted.id)
         viewer = None if record is None else self._viewers.get(record.entry.root)
         if record is None or viewer is None or not is_candidate(record):
-            return
+            return None
         if self._agenda.rests(wanted.id, record.identities.file):
-            return
-        key = Key(viewer.root, record.relative_path)
-        wait_s = young_for_s(record) or (AGAIN_S if self._pipeline.is_pending(key) else 0.0)
+            return None
+        file = _File(wanted, record, viewer)
+        wait_s = young_for_s(record) or (AGAIN_S if self._pipeline.is_pending(file.key) else 0.0)
         if wait_s:
             self._agenda.put_off(wanted.id, anyio.current_time() + wait_s)
-            return
+            return None
+        return file
+
+    # ---- a handful of files ------------------------------------------------------------------------------------
+
+    async def _verify(self, pool: WorkerPool, group: Sequence[_File]) -> None:
+        """Read files together, and publish what that shows in their order."""
+        opened = await anyio.to_thread.run_sync(self._open, group)
+        began_at = anyio.current_time()
         try:
-            reading = await anyio.to_thread.run_sync(self._open, wanted, viewer, record)
-            if isinstance(reading, Refusal):
-                self._refused(key, reading)
-            else:
-                await self._read(pool, key, record, reading)
-        except ZygoteError as error:
-            await self._without_pool(wanted, record, error)
+            async with anyio.create_task_group() as readers:
+                for file in group:
+                    readers.start_soon(self._read, pool, file, opened)
+        finally:
+            self._under_way = None
+            for reading in opened.values():
+                if isinstance(reading, Reading):
+                    reading.close()
+        seconds = (anyio.current_time() - began_at) / len(group)
+        async with anyio.create_task_group() as publishers:
+            for file in group:
+                publishers.start_soon(self._conclude, file, opened[file], seconds)
+        problem = next((file.result for file in group if isinstance(file.result, ZygoteError)), None)
+        await self._without_pool(problem)
+
+    def _open(self, group: Sequence[_File]) -> dict[_File, Reading | Refusal]:
+        """Runs in a thread."""
+        return {file: self._open_one(file) for file in group}
+
+    def _open_one(self, file: _File) -> Reading | Refusal:
+        checkpoint_id = file.wanted.id
+        try:
+            description = self._state.description(checkpoint_id)
+            previous = self._journal.verification(checkpoint_id)
+            return open_for_reading(
+                file.viewer, file.record, description, previous, level=self._level, again=file.wanted.again
+            )
+        except Exception as error:  # noqa: BLE001 - the rim of one file, as in `_read`
+            file.result = error
+            return Refusal.FAILED
+
+    async def _read(self, pool: WorkerPool, file: _File, opened: Mapping[_File, Reading | Refusal]) -> None:
+        reading = opened[file]
+        if isinstance(reading, Refusal):
+            return
+        self._under_way = self._under_way or file.path
+        try:
+            file.result = await read_to_end(pool, reading, level=self._level, mb_per_s=self._mb_per_s)
         except Exception as error:  # noqa: BLE001
             # The rim of one file: whatever went wrong with it must not stop the others.
-            path = shown_path(viewer.root.join(record.relative_path))[0]
-            self._log.exception("a checkpoint could not be verified", path=path)
-            self._on_problem("internal error", path, repr(error))
-            self._agenda.put_off(wanted.id, anyio.current_time() + RETRY_S, record.identities.file)
+            file.result = error
 
-    async def _without_pool(self, wanted: Wanted, record: Record, error: ZygoteError) -> None:
+    async def _conclude(self, file: _File, opened: Reading | Refusal, seconds: float) -> None:
+        if isinstance(file.result, ZygoteError):
+            self._agenda.add(file.wanted.id, file.record.modified_ns)
+        elif isinstance(file.result, Exception):
+            self._log.error("a checkpoint could not be verified", path=file.path, exc_info=file.result)
+            self._on_problem("internal error", file.path, repr(file.result))
+            self._agenda.put_off(file.wanted.id, anyio.current_time() + RETRY_S, file.record.identities.file)
+        elif isinstance(opened, Refusal):
+            self._refused(file.key, opened)
+        elif file.result is not None:
+            await self._take_in(file, opened, file.result, seconds)
+
+    async def _without_pool(self, error: ZygoteError | None) -> None:
+        if error is None:
+            self._problem = None
+            return
         if self._problem is None:
             self._log.error("no checkpoint can be verified beyond its structure", error=str(error))
         self._problem = str(error)
-        self._agenda.add(wanted.id, record.modified_ns)
         await anyio.sleep(NO_POOL_S)
-
-    def _open(self, wanted: Wanted, viewer: Viewer, record: Record) -> Reading | Refusal:
-        """Runs in a thread."""
-        description = self._state.description(wanted.id)
-        previous = self._journal.verification(wanted.id)
-        return open_for_reading(viewer, record, description, previous, level=self._level, again=wanted.again)
 
     def _refused(self, key: Key, why: Refusal) -> None:
         match why:
-            case Refusal.DONE:
+            case Refusal.DONE | Refusal.FAILED:
                 pass
             case Refusal.NOT_YET:
                 self._agenda.put_off(key.id, anyio.current_time() + AGAIN_S)
@@ -266,26 +347,22 @@ class Verifier:
                 self._journal.undescribed.add(key.id)
                 self._agenda.put_off(key.id, anyio.current_time() + UNDESCRIBED_S)
 
-    async def _read(self, pool: WorkerPool, key: Key, record: Record, reading: Reading) -> None:
-        path = shown_path(key.root.join(key.path))[0]
-        self._under_way, began_at = path, anyio.current_time()
-        try:
-            outcome, verification, reason = await read_to_end(pool, reading, level=self._level, mb_per_s=self._mb_per_s)
-        finally:
-            self._under_way = None
-            reading.close()
-        self._problem = None
-        self._count(outcome, record.identities.file.size, anyio.current_time() - began_at)
+    async def _take_in(self, file: _File, reading: Reading, result: Result, seconds: float) -> None:
+        outcome, verification, reason = result
+        self._count(outcome, file.record.identities.file.size, seconds)
         if reason is not None and outcome is not Outcome.CHANGED:
-            self._log.warning("a checkpoint could not be verified", path=path, error=reason)
-            self._on_problem("checkpoint not verified", path, reason)
+            self._log.warning("a checkpoint could not be verified", path=file.path, error=reason)
+            self._on_problem("checkpoint not verified", file.path, reason)
+        now = anyio.current_time()
         if outcome is Outcome.CHANGED:
-            self._pipeline.hint([key])
+            self._refused(file.key, Refusal.CHANGED)
         elif outcome in (Outcome.FAILED, Outcome.UNREADABLE):
-            self._agenda.put_off(key.id, anyio.current_time() + RETRY_S, record.identities.file)
+            self._agenda.put_off(file.wanted.id, now + RETRY_S, file.record.identities.file)
         if verification is not None:
-            self._tell_news(path, reading.previous, verification)
-            await self._publish(key, record, reading.description, verification)
+            if self._oldest_at is None and not verification.is_failed:
+                self._oldest_at = verification.verified_at
+            self._tell_news(file.path, reading.previous, verification)
+            await self._publish(file.key, file.record, reading.description, verification)
 
     def _count(self, outcome: Outcome, size_bytes: int, seconds: float) -> None:
         read = size_bytes if outcome in (Outcome.GOOD, Outcome.CORRUPT, Outcome.ROTTEN) else 0

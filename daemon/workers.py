@@ -54,6 +54,8 @@ BATCH_JOBS = 16
 """Jobs of one child at most. A fork costs as much as describing two or three small files."""
 STALL_S = 0.25
 """After so long without progress, the jobs that wait behind a slow one go back to the queue."""
+BACKGROUND_STALL_S = 10.0
+"""The same in a background pool, where the jobs behind would only wait for the same worker."""
 GRACE_S = 1.0
 """What a child gets beyond its own time limit before the pool ends it."""
 ZYGOTE_GRACE_S = 5.0
@@ -354,7 +356,8 @@ class WorkerPool:
         """Take in answers until the child has ended; False when it is overdue."""
         deadline = self._deadline_of(run)
         while True:
-            patience_s = STALL_S if len(run.under_way) > 1 else deadline - anyio.current_time()
+            stall_s = BACKGROUND_STALL_S if self._background else STALL_S
+            patience_s = stall_s if len(run.under_way) > 1 else deadline - anyio.current_time()
             with anyio.move_on_after(patience_s) as scope:
                 await anyio.wait_readable(run.reading)
             if not scope.cancelled_caught:

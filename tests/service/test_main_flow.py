@@ -88,6 +88,7 @@ def test_a_restart_serves_what_was_known_and_reads_nothing_again(daemon: Daemon,
     with daemon:
         daemon.wait_complete()
         eventually(lambda: daemon.health()["with_sidecar"] == 20, "all have sidecars")
+        eventually(lambda: daemon.health()["verification"]["by_level"] == {"checksum": 20}, "all are verified")
         before = {path: entry["revision"] for path, entry in daemon.entries().items()}
         assert daemon.stop() == 0
         daemon.start()
