@@ -238,8 +238,8 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a file is a checkpoint by itself: not where it is part of a directory that is one.
 
         To list its directory at each look would take the square of the number of files in it: that is done only for
-        names that sharded checkpoints use, and beneath directories that are listed as one, or hidden. When a directory becomes
-        or ceases to be a checkpoint, all that is beneath it is looked at again (`Tree`).
+        names that sharded checkpoints use, and beneath directories that are hidden or listed as one. When a directory
+        becomes or ceases to be a checkpoint, all that is beneath it is looked at again (`Tree`).
         """
         name = os.path.basename(path)
         if not is_checkpoint_name(name, self.suffixes):

@@ -17,6 +17,7 @@ import yaml
 
 from ckptd.catalog.builder import CatalogOptions, build_catalog
 from ckptd.catalog.sidecar import is_ours
+from tests.catalog.checkpoint_directories import dcp_files, put
 from tests.service.campaign_writer import JUNK, PARTIAL, State
 from tests.service.checkpoints import checkpoint_bytes
 from tests.service.daemons import DEADLINE_S, Daemon, epoch_of, eventually
@@ -31,6 +32,8 @@ SETTINGS: Mapping[str, object] = {
     "abandoned_s": ABANDONED_S,
     "heartbeat_s": 0.5,
 }
+SHARDED = 4
+"""Contents that are directories."""
 _WRITER = pathlib.Path(__file__).with_name("campaign_writer.py")
 _FACTS = (
     "size_bytes",
@@ -129,7 +132,7 @@ def orphans(root: pathlib.Path) -> list[str]:
 
 
 class Contents:
-    """Different small checkpoints, numbered, in a directory of their own."""
+    """Different small checkpoints, numbered, in a directory of their own: files, then `SHARDED` directories."""
 
     def __init__(self, directory: pathlib.Path, count: int = 12) -> None:
         self.directory = directory
@@ -137,6 +140,8 @@ class Contents:
         for number in range(count):
             data = checkpoint_bytes(number, epoch=number, elements=4 + number)
             (directory / f"{number:03}.ckpt").write_bytes(data)
+        for number in range(count, count + SHARDED):
+            put(directory / f"{number:03}.sharded", dcp_files(number))
         facts = tree_facts(directory)
         self.facts = [facts[name] for name in sorted(facts)]
 
