@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from . import page
 from .backend import Backend
 from .checkpoints import CheckpointRoutes
+from .compat import CompatRoutes
 from .health import HealthRoutes
 from .parameters import parse_events
 from .problems import ProblemError
@@ -36,6 +37,7 @@ class CatalogApp(Starlette):
 
     def __init__(self, backend: Backend, access: AccessPolicy, lifespan: Lifespan | None) -> None:
         checkpoints = CheckpointRoutes(backend)
+        compat = CompatRoutes(checkpoints)
         health = HealthRoutes(backend)
         routes = [
             Route("/", page.index),
@@ -43,6 +45,9 @@ class CatalogApp(Starlette):
             Route("/checkpoints/stream", checkpoints.stream),
             Route("/checkpoints/{id}", checkpoints.detail),
             Route("/checkpoints/{id}/tensors", checkpoints.tensors),
+            Route("/api/inference/checkpoints", compat.list),
+            Route("/api/inference/checkpoints/stream", compat.stream),
+            Route("/api/v1/checkpoints", compat.list),
             Route("/rebuild", checkpoints.rebuild, methods=["POST"]),
             Route("/health", health.live),
             Route("/health/checkpoints", health.checkpoints),

@@ -1,10 +1,11 @@
 """Checkpoints: the list, one in full, its tensors, and the stream that ends."""
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol
 
 import anyio.to_thread
 import msgspec
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -22,6 +23,14 @@ IN_THREAD_FROM = 5_000
 """Entries or tensors from which work leaves the event loop (sorting 100,000 takes 20 to 56 ms)."""
 
 
+class Batch(Protocol):
+    """Makes one event of some entries."""
+
+    def __call__(self, records: Sequence[Record], *, has_more: bool) -> bytes:
+        """As `sse.batch`."""
+        ...
+
+
 class CheckpointRoutes:
     """`/checkpoints` and below, and `/rebuild`; the live stream is in `events`."""
 
@@ -31,6 +40,12 @@ class CheckpointRoutes:
 
     async def list(self, request: Request) -> Response:
         """One page of entries."""
+        return await self.listed(request, parse_list, page_json)
+
+    async def listed(
+        self, request: Request, parse: Callable[[QueryParams], Query], render: Callable[[Page], bytes]
+    ) -> Response:
+        """A page as `render` shows it, or 304 where the client has it already."""
         etag = etag_of(request, self._catalog.instance, self._catalog.revision)
         headers = {"ETag": etag, "Cache-Control": "no-cache"}
         complete_as_of = rfc3339(self._backend.hub.complete_as_of())
@@ -38,8 +53,8 @@ class CheckpointRoutes:
             headers["X-Complete-As-Of"] = complete_as_of
         if is_current(request, etag):
             return not_modified(headers)
-        page = await self._page(parse_list(request.query_params))
-        return await json_response(request, page_json(page), headers)
+        page = await self.page(parse(request.query_params))
+        return await json_response(request, render(page), headers)
 
     async def detail(self, request: Request) -> Response:
         """Everything known of one checkpoint, without its tensor table."""
@@ -52,9 +67,7 @@ class CheckpointRoutes:
     async def stream(self, request: Request) -> Response:
         """The list as server-sent events: `batch`… then `complete`, and the response ends."""
         query, batch_size = parse_stream(request.query_params)
-        page = await self._page(query)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_batches(page, batch_size), headers=headers, media_type="text/event-stream")
+        return ending_stream(await self.page(query), batch_size, sse.batch)
 
     async def rebuild(self, request: Request) -> Response:
         """Start a rebuild; the live stream says when it is done."""
@@ -84,7 +97,8 @@ class CheckpointRoutes:
             body = msgspec.json.encode(shown)
         return await json_response(request, body, headers)
 
-    async def _page(self, query: Query) -> Page:
+    async def page(self, query: Query) -> Page:
+        """The page that a query asks for, found off the loop where there is much to look through."""
         snapshot = self._catalog.snapshot()
         if len(snapshot.records) < IN_THREAD_FROM:
             return run_query(snapshot, query)
@@ -165,8 +179,14 @@ def tensors_of(record: Record, description: Description | None) -> dict[str, Any
     return {"id": record.entry.id, "total": len(tensors), "tensors": tensors}
 
 
-async def _batches(page: Page, batch_size: int) -> AsyncIterator[bytes]:
+def ending_stream(page: Page, batch_size: int, batch: Batch) -> Response:
+    """A page as server-sent events, `batch_size` entries in each but the last, which says `complete`."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_batches(page, batch_size, batch), headers=headers, media_type="text/event-stream")
+
+
+async def _batches(page: Page, batch_size: int, batch: Batch) -> AsyncIterator[bytes]:
     records = page.records
     for start in range(0, len(records), batch_size):
-        yield sse.batch(records[start : start + batch_size], has_more=start + batch_size < len(records))
+        yield batch(records[start : start + batch_size], has_more=start + batch_size < len(records))
     yield sse.complete(len(records), page.revision)

@@ -3,7 +3,7 @@
 import datetime as dt
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -55,13 +55,28 @@ def parse_stream(parameters: QueryParams) -> tuple[Query, int]:
     Raises:
         ProblemError: as `parse_list`.
     """
-    reject_unknown(parameters, ("limit", "batch_size", "sort_by", "sort_order", *FILTERS), metrics=True)
+    query = parse_limited(parameters, LIMIT, further=("batch_size",))
+    return query, _integer(parameters, "batch_size", BATCH_SIZE)
+
+
+def parse_limited(parameters: QueryParams, default: int, *, further: Sequence[str] = ()) -> Query:
+    """The query of a list that is not paged but cut off: `limit`, and the filters.
+
+    Args:
+        parameters: of the request.
+        default: the limit where none is given.
+        further: parameters that the caller reads itself.
+
+    Raises:
+        ProblemError: as `parse_list`.
+    """
+    reject_unknown(parameters, ("limit", *further, "sort_by", "sort_order", *FILTERS), metrics=True)
     fields = _filters(parameters)
     for name in ("sort_by", "sort_order"):
         if name in parameters:
             fields[name] = parameters[name]
-    fields["page_size"] = _integer(parameters, "limit", LIMIT)
-    return _query(fields), _integer(parameters, "batch_size", BATCH_SIZE)
+    fields["page_size"] = _integer(parameters, "limit", default)
+    return _query(fields)
 
 
 def parse_events(parameters: QueryParams) -> View:

@@ -45,9 +45,15 @@ def reset(reason: str) -> bytes:
 
 def batch(records: Sequence[Record], *, has_more: bool) -> bytes:
     """A piece of a snapshot, newest first. It has no id: a snapshot cannot be resumed in its middle."""
-    entries = b",".join([record.encoded for record in records])
+    return batch_of([record.encoded for record in records], has_more=has_more)
+
+
+def batch_of(entries: Sequence[bytes], *, has_more: bool) -> bytes:
+    """As `batch`, of entries that are JSON already."""
     more = b"true" if has_more else b"false"
-    return message(b'{"type":"batch","checkpoints":[%b],"count":%d,"has_more":%b}' % (entries, len(records), more))
+    return message(
+        b'{"type":"batch","checkpoints":[%b],"count":%d,"has_more":%b}' % (b",".join(entries), len(entries), more)
+    )
 
 
 def complete(total: int, revision: int, cursor: Cursor | None = None) -> bytes:
