@@ -90,6 +90,8 @@ class Gathered:
         self.imports: dict[str, None] = {}
         self.weights_only: list[bool | None] = []
         self.digests: dict[str, str] = {}
+        self.archive_ids: dict[str, str | None] = {}
+        """Of the files that were inspected, by name."""
         self.unopened: set[str] = set()
         self.reached = Level.WEIGHTS
         """The lowest level that one of the files with data was verified at."""
@@ -142,6 +144,7 @@ class Gathered:
         self.judge(inspection.safety, inspection.unsafe_globals, inspection.imports)
         self.weights_only.append(inspection.weights_only)
         self.reach(inspection.level)
+        self.archive_ids[prefix] = inspection.archive_id
         if inspection.digest is not None:
             self.digests[prefix] = inspection.digest
 
@@ -181,15 +184,21 @@ def is_sound(inspection: Inspection) -> bool:
     )
 
 
-def archive_id(members: Members, documents: Sequence[str]) -> str:
+def archive_id(members: Members, documents: Sequence[str], *, also: Sequence[str | None] = ()) -> str:
     """Digest of the names and sizes of the checkpoint's own files, and of the contents of `documents` among them.
 
-    Does not depend on which files were opened, as long as the documents were.
+    Does not depend on which files were opened, as long as the documents were, and what `also` was taken from.
+
+    Args:
+        members: the files.
+        documents: names of small files that change with each save.
+        also: what else tells two saves of one model apart, where the documents may not.
     """
     rows = [(name, members.size(name)) for name in sorted(members.parts) if is_member_name(_base(name).encode())]
     digest = hashlib.blake2b(msgspec.msgpack.encode(rows), digest_size=_DIGEST_BYTES)
     for name in documents:
         digest.update(members.read(name) or b"")
+    digest.update(msgspec.msgpack.encode(also))
     return f"blake2b:{digest.hexdigest()}"
 
 

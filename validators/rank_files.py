@@ -28,11 +28,12 @@ def inspect_deepspeed(members: Members, blank: Inspection, gathered: Gathered) -
         return blank
     union = Union()
     top = add_rank_files(directory, union, gathered, with_weights=True)
-    identified = msgspec.structs.replace(
-        blank,
-        safety=gathered.safety,
-        archive_id=archive_id(members, [name for name in (_LATEST, trainer.STATE) if name in members]),
-    )
+    documents = [name for name in (_LATEST, trainer.STATE) if name in members]
+    # Sizes are the same in each epoch; the first model file's directory holds the checksums of its records.
+    models = deepspeed.find_rank_files(directory.names()).model[:1]
+    first = [gathered.archive_ids.get(directory.prefix + name) for name in models]
+    identity = archive_id(members, documents, also=first)
+    identified = msgspec.structs.replace(blank, safety=gathered.safety, archive_id=identity)
     return describe_tensors(union.tensors(), _facts(top), union.storages(), identified)
 
 

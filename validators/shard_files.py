@@ -8,8 +8,10 @@ from .assembly import describe_value
 from .checks import safety
 from .errors import Corrupt
 from .extents import Items, read_items
+from .fingerprint import sampled_id
 from .formats import dcp
 from .formats.sharded import FSDP_META
+from .formats.torch_zip import Source
 from .inspection import Inspection, Level
 from .members import Gathered, Members, archive_id, listed
 from .shard_verifier import verify_items
@@ -33,12 +35,14 @@ def inspect_dcp(members: Members, blank: Inspection, gathered: Gathered) -> Insp
     if saved is None:
         _include_meta(members, blank, gathered)
         return blank
-    documents = [name for name in members.names() if name == dcp.METADATA] or dcp.rank_metadata(members.names())
-    identified = msgspec.structs.replace(blank, archive_id=archive_id(members, documents), safety=gathered.safety)
+    identified = msgspec.structs.replace(blank, safety=gathered.safety)
     described = describe_value(dcp.nested(saved.contents, saved.items.leaves), saved.items.storages, identified)[0]
     verify_saved(saved, members, gathered, described)
     _expect_meta(members, saved.contents, blank.checkpoint_path, gathered)
-    return _include_meta(members, described, gathered)
+    described = _include_meta(members, described, gathered)
+    documents = [dcp.METADATA] if dcp.METADATA in members else dcp.rank_metadata(members.names())
+    also = [_sample(members, saved.contents), gathered.archive_ids.get(members.prefix + _META)]
+    return msgspec.structs.replace(described, archive_id=archive_id(members, documents, also=also))
 
 
 def read_saved(members: Members, gathered: Gathered) -> Saved | None:
@@ -60,6 +64,13 @@ def verify_saved(saved: Saved, members: Members, gathered: Gathered, described: 
     if members.level is not Level.STRUCTURE:
         roles = {tensor.name: tensor.role for tensor in described.tensors}
         verify_items(saved.contents, members, gathered, roles)
+
+
+def _sample(members: Members, contents: dcp.Contents) -> str | None:
+    """A sample of the first shard: before torch 2.4 the metadata of two epochs are equal."""
+    shards = sorted({extent.shard for _, _, extent in contents.extents()})
+    reader = members.readers.get(shards[0]) if shards else None
+    return None if reader is None else sampled_id(Source(reader), 0)
 
 
 def _find_metadata(members: Members, gathered: Gathered) -> list[str]:

@@ -487,7 +487,9 @@ def test_latest_must_name_a_tag_that_is_there(tmp_path: os.PathLike[str]) -> Non
 
 
 @pytest.mark.parametrize("kind", EVERY)
-@pytest.mark.parametrize("tool", ["cp -r", "cp -rp", "cp -a", "tar", "rsync -r", "rsync -a"])
+@pytest.mark.parametrize(
+    "tool", ["cp -r", "cp -rp", "tar", *(["rsync -r", "rsync -a"] if shutil.which("rsync") else [])]
+)
 def test_copies_stay_valid(kind: str, tool: str, written: Callable[[str], str], tmp_path: os.PathLike[str]) -> None:
     """Whatever order and times the tool leaves behind."""
     source = written(kind)
@@ -501,8 +503,6 @@ def test_copies_stay_valid(kind: str, tool: str, written: Callable[[str], str], 
             archive.extractall(os.path.dirname(target), filter="data")
     else:
         program, option = tool.split()
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
         subprocess.run([program, option, source + ("/" if program == "rsync" else ""), target], check=True)
     inspection = inspect_checkpoint(target, Level.CHECKSUM)
     assert inspection.is_valid, inspection.findings
@@ -512,20 +512,31 @@ def test_copies_stay_valid(kind: str, tool: str, written: Callable[[str], str], 
     assert inspection.digest == inspect_checkpoint(source, Level.CHECKSUM).digest
 
 
-@pytest.mark.parametrize("kind", ["dcp", "fsdp", "deepspeed", "transformers"])
-def test_two_saves_have_different_archive_ids(
-    kind: str, written: Callable[[str], str], trainer_run: str, tmp_path: os.PathLike[str]
+def test_two_saves_of_one_model_have_different_archive_ids(
+    written: Callable[[str], str], trainer_run: str, tmp_path: os.PathLike[str]
 ) -> None:
-    first = written(kind)
-    if kind == "transformers":
-        second = os.path.join(trainer_run, "checkpoint-2")
-    else:
-        name, _, writer = WRITERS[kind]
-        second = os.path.join(tmp_path, name)
-        if kind == "deepspeed":
-            save_deepspeed(second, data_parallel=1)
-        else:
-            writer(second)
+    """Also where no size differs."""
+    epochs = [os.path.join(tmp_path, "deepspeed", str(number), "global_step40") for number in range(2)]
+    for epoch, path in enumerate(epochs):
+        save_deepspeed(path)
+        name = os.path.join(path, "mp_rank_00_model_states.pt")
+        top = torch.load(name, weights_only=True)
+        top["module"]["0.weight"] += epoch
+        torch.save(top, name)
+    assert len({inspect_checkpoint(path).archive_id for path in epochs}) == 2
+    epochs = [os.path.join(tmp_path, "dcp", str(number)) for number in range(2)]
+    for epoch, path in enumerate(epochs):
+        save_dcp(path, {"state_dict": {"w": torch.full((4096,), float(epoch))}})
+        metadata = dcp.FileSystemReader(path).read_metadata()
+        metadata.storage_meta = None  # as before torch 2.4: the metadata of all epochs are equal
+        put(path, ".metadata", pickle.dumps(metadata))
+    assert len({inspect_checkpoint(path).archive_id for path in epochs}) == 2
+    fsdp = written("fsdp")
+    before = inspect_checkpoint(fsdp).archive_id
+    meta = torch.load(os.path.join(fsdp, "meta.pt"), weights_only=True)
+    torch.save(meta | {"epoch": 3}, os.path.join(fsdp, "meta.pt"))
+    assert inspect_checkpoint(fsdp).archive_id != before
+    first, second = (os.path.join(trainer_run, f"checkpoint-{step}") for step in (2, 4))
     assert inspect_checkpoint(first).archive_id != inspect_checkpoint(second).archive_id
 
 
@@ -905,16 +916,17 @@ def test_a_file_that_changed_since_it_was_opened_says_so(written: Callable[[str]
 @pytest.mark.parametrize("kind", EVERY)
 def test_what_is_not_opened_is_judged_by_presence_and_size(kind: str, written: Callable[[str], str]) -> None:
     path = written(kind)
-    names = sorted(files_in(path), key=lambda name: wants(name.encode()))
-    opened = set(names[: len(names) // 2])
+    read = (name for name in files_in(path) if name != "zero_to_fp32.py")
+    opened = set(sorted(read, key=lambda name: wants(name.encode()))[:-1])
     inspection = inspect_parts(path, parts_of(path, opened=opened.__contains__), Level.CHECKSUM)
     assert inspection.is_valid, inspection.findings
     assert "shards.unopened" in codes(inspection)
     assert inspection.level is Level.STRUCTURE
     assert inspection.digest is None
-    assert inspection.content_id is None or kind in ("deepspeed", "deepspeed_lightning")
+    assert inspection.content_id is None or kind in ("deepspeed", "deepspeed_lightning")  # the optimizer's is closed
     assert inspection.safety is not Safety.SAFE
-    assert inspection.archive_id == inspect_checkpoint(path).archive_id
+    if any(name.endswith("__0_0.distcp") for name in opened) or not kind.startswith(("dcp", "fsdp")):
+        assert inspection.archive_id == inspect_checkpoint(path).archive_id
 
 
 def test_an_unopened_shard_that_is_too_short_is_found(written: Callable[[str], str]) -> None:
