@@ -16,13 +16,16 @@ from ckptd.catalog.entry import Identities, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import open_checkpoint
 from ckptd.validators.architectures import load_table
+from ckptd.validators.checks.weights import TorchMissing
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Level
 
 from ..logging import configure
 from ..settings import LogLevel, Settings
-from ..workers import WorkerDied, WorkerPool, finding_for
+from ..workers import WorkerDied, WorkerPool, ZygoteError, finding_for
+from ..zygote_process import WEIGHTS_ZYGOTE_COMMAND, ZYGOTE_COMMAND
+from .exits import ENVIRONMENT, CommandError
 from .targets import Target, opened
 
 AHEAD = 16
@@ -58,10 +61,15 @@ def describe_all(
         trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
         required_keys: keys, or the beginnings of keys, that each state dict must have besides those of the settings.
         in_process: without worker processes; a hostile file can then take the command down.
+
+    Raises:
+        CommandError: no worker can be started, or torch is missing for level `weights`.
     """
     one = _One(settings, level=level, trust_sidecar=trust_sidecar, required_keys=required_keys)
     try:
         anyio.run(_describe_all, targets, done, settings, one, in_process)
+    except (ZygoteError, TorchMissing) as error:
+        raise CommandError(str(error), ENVIRONMENT) from error
     except BaseExceptionGroup as group:
         # A task group wraps what `done` raised (a closed pipe); the caller wants that itself.
         raise _first(group) from None
@@ -81,6 +89,7 @@ async def _describe_all(
         memory_mb=settings.worker_memory_mb,
         timeout_s=settings.worker_timeout_s,
         log=log,
+        command=WEIGHTS_ZYGOTE_COMMAND if one.level is Level.WEIGHTS else ZYGOTE_COMMAND,
         architectures=settings.architectures,
     ) as pool:
         in_order = _InOrder(targets, done)
@@ -102,7 +111,7 @@ class _One:
         self, settings: Settings, *, level: Level, trust_sidecar: bool, required_keys: tuple[str, ...]
     ) -> None:
         self._settings = settings
-        self._level = level
+        self.level = level
         self._trust_sidecar = trust_sidecar
         self._required_keys = required_keys
         self._directories = anyio.CapacityLimiter(DIRECTORIES_AT_ONCE)
@@ -147,7 +156,7 @@ class _One:
         request = msgspec.structs.replace(
             request,
             checkpoint_path=shown_path(target.absolute)[0],
-            level=self._level,
+            level=self.level,
             trust_sidecar=self._trust_sidecar,
             required_keys=(*self._required_keys, *self._settings.required_at(target.absolute)),
         )

@@ -23,7 +23,7 @@ from .grouping import Group, group_findings
 from .targets import Target
 
 _LIMITS = ("suffixes", "workers", "worker_memory_mb", "worker_timeout_s", "config")
-_LEVELS = [level.value for level in (Level.STRUCTURE, Level.CHECKSUM)]
+_LEVELS = [level.value for level in (Level.STRUCTURE, Level.CHECKSUM, Level.WEIGHTS)]
 _SLOWEST_BYTES_PER_S = 20_000_000
 """A disk that is slower than this while every byte is read counts as hung."""
 _COLUMNS = ("checkpoint", "verdict", "verified", "safety", "parameters", "size", "findings")
@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=_LEVELS,
         default=_LEVELS[0],
         help="structure: archive, pickle and every tensor's bounds, in milliseconds (default); "
-        "checksum: also every byte against its recorded checksum, at the speed of the disk",
+        "checksum: also every byte against its recorded checksum, at the speed of the disk; "
+        "weights: also every value, for NaN and infinities (needs torch)",
     )
     parser.add_argument("-j", "--jobs", dest="workers", metavar="N", help="files looked at at one time: --workers")
     parser.add_argument(

@@ -168,14 +168,35 @@ def test_validate_at_level_checksum_finds_what_structure_cannot_see(tmp_path):
     assert lines == [["flipped.ckpt", "invalid", "checksum"], ["good.ckpt", "valid", "checksum"]]
     assert "  flipped.ckpt: record data/0, the data of tensor state_dict.encoder.weight" in result.stderr
     documents = ckptd_json("validate", "good.ckpt", "--level", "checksum", home=tmp_path)["checkpoints"]
-    assert documents[0]["digest"].startswith("blake2b:")
+    assert documents[0]["digest"].startswith("blake3:")
 
 
 def test_validate_refuses_a_level_that_is_not_there_with_exit_code_2(tmp_path):
     save(tmp_path / "good.ckpt")
-    result = ckptd("validate", "good.ckpt", "--level", "weights", home=tmp_path)
+    result = ckptd("validate", "good.ckpt", "--level", "none", home=tmp_path)
     assert result.returncode == 2
     assert "'structure', 'checksum'" in result.stderr or "structure, checksum" in result.stderr
+
+
+def test_validate_at_level_weights_names_the_numbers_that_are_none(tmp_path):
+    save(tmp_path / "good.ckpt")
+    torch.save({"state_dict": {"w": torch.tensor([[1.0, float("nan")]])}}, tmp_path / "nan.ckpt")
+    result = ckptd("validate", ".", "--level", "weights", home=tmp_path)
+    assert result.returncode == 1, result.stderr
+    lines = [line.split("\t")[:3] for line in result.stdout.splitlines()]
+    assert lines == [["good.ckpt", "valid", "weights"], ["nan.ckpt", "invalid", "weights"]]
+    assert "1 value of tensor state_dict.w is not finite (1 NaN), the first at index [0, 1]" in result.stderr
+
+
+def test_validate_at_level_weights_says_that_torch_is_missing_with_exit_code_3(tmp_path):
+    save(tmp_path / "good.ckpt")
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "torch.py").write_text("raise ModuleNotFoundError('no torch here', name='torch')")
+    arguments = ("validate", "good.ckpt", "--level", "weights", "--in-process")
+    result = ckptd(*arguments, home=tmp_path, PYTHONPATH=str(tmp_path / "path"))
+    assert result.returncode == 3, result.stderr
+    assert "pip install 'ckptd[torch]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def load_torch() -> Any:
     try:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
+        if error.name != "torch":  # it is there, but something that it needs is not: that says more
+            raise
         raise TorchMissing from error
 
 
