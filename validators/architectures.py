@@ -24,7 +24,6 @@ _LAST, _COUNTER = ".running_var", ".num_batches_tracked"
 """What a batch norm has since torch 0.4.1 besides its statistics: there or not, it says nothing."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _PRODUCT = re.compile(r"<([^<>]*)>")
-_NUMBERED = re.compile(r"#([0-9]{0,3})")
 _TOKEN = re.compile(r"(?:(?P<number>[0-9]{1,9})|(?P<any>_)|(?P<name>[a-z]+)(?:\*(?P<factor>[0-9]{1,6}))?)\Z")
 
 _CSAFE: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -266,7 +265,8 @@ def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -
     family = entry.family or name
     variants = tuple(_variants(written.variants or entry.variants, family, len(loops), f"{label}.variants"))
     keys = tuple((key, shape) for key, shape in expected if shape is not None and "#" not in key)
-    heads = frozenset(_head(key) for key, _ in expected)
+    repeated = [{after for after, _ in loop.rows} for loop in loops]
+    heads = frozenset([_head(key) for key, _ in expected])
     if any("#" in head for head in heads):
         raise TableError(f"{label}: a key begins with a number (#); name the module that holds the blocks")
     return Layout(
@@ -277,7 +277,7 @@ def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -
         generic=entry.generic or not variants,
         label=label,
         keys=keys,
-        n_keys=sum(not any(_counts(loop, key) for loop in loops) for key, _ in keys),
+        n_keys=len(keys) - sum(_repeats(loop.before, repeated[i], keys) for i, loop in enumerate(loops)),
         subtrees=tuple(key for key, shape in expected if shape is None),
         loops=loops,
         optional=tuple((key, shape) for key, shape in optional if shape is not None and "#" not in key),
@@ -286,17 +286,14 @@ def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -
         any_of=tuple(written.any_of.split()),
         variants=variants,
         heads=heads,
-        owned=heads | {_head(key) for key, _ in optional},
+        owned=heads.union([_head(key) for key, _ in optional]),
     )
 
 
-def _counts(loop: Loop, key: str) -> bool:
-    """Whether a key is that of one of the blocks."""
-    if not key.startswith(loop.before):
-        return False
-    number = key[len(loop.before) :].partition(".")[0]
-    after = key[len(loop.before) + len(number) :]
-    return number.isdecimal() and int(number) >= loop.start and any(after == row for row, _ in loop.rows)
+def _repeats(before: str, rests: set[str], keys: Iterable[tuple[str, Shape]]) -> int:
+    """How many of the keys are those of blocks as well."""
+    inside = [key[len(before) :] for key, _ in keys if key.startswith(before)]
+    return sum(rest.lstrip("0123456789") in rests and rest[:1].isdigit() for rest in inside)
 
 
 def _loops(
@@ -305,16 +302,18 @@ def _loops(
     grouped: dict[tuple[str, int], tuple[list[tuple[str, Shape]], list[tuple[str, Shape]]]] = {}
     for is_optional, rows in enumerate((expected, optional)):
         for key, shape in rows:
-            if "#" not in key:
+            before, numbered, after = key.partition("#")
+            if not numbered:
                 continue
-            numbers = list(_NUMBERED.finditer(key))
-            if len(numbers) != 1 or shape is None:
-                raise TableError(f"{label}: {key!r} has several numbers (#), or a number and .**; write one")
-            start = int(numbers[0][1] or 0)
-            before, after = key[: numbers[0].start()], key[numbers[0].end() :]
-            if is_optional and (before, start) not in grouped:
+            digits, _, _ = after.partition(".")
+            if "#" in after or shape is None or not (not digits or (digits.isdecimal() and len(digits) < 4)):
+                raise TableError(
+                    f"{label}: {key!r} has several numbers (#), or a number and .**; write one"
+                )
+            place = before, int(digits or 0)
+            if is_optional and place not in grouped:
                 raise TableError(f"{label}: {key!r} is optional, but no key of the same blocks is expected")
-            grouped.setdefault((before, start), ([], []))[is_optional].append((after, shape))
+            grouped.setdefault(place, ([], []))[is_optional].append((after[len(digits) :], shape))
     return tuple(Loop(before, start, tuple(rows), tuple(more)) for (before, start), (rows, more) in grouped.items())
 
 
@@ -354,6 +353,9 @@ def _written_out(key: str, shape: str, label: str) -> Iterator[tuple[list[str], 
     for name, members in _SETS.items():
         key = key.replace(name, members)
     for one_key, one_shape in _zipped(key, shape, label):
+        if "<" not in one_key:
+            yield [one_key], one_shape
+            continue
         # Split at the sets: text, members, text, members, … text.
         pieces = _PRODUCT.split(one_key)
         if math.prod(piece.count(",") + 1 for piece in pieces[1::2]) > MAX_ROWS:

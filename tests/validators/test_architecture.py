@@ -25,7 +25,6 @@ KNOWN = {
     "timm:resnet18": "resnet18",
     "timm:resnet50": "resnet50",
     "timm:resnet50+features": "resnet50",
-    "timm:resnet101": "resnet101",
     "timm:efficientnet_b0": "efficientnet_b0",
     "timm:efficientnet_b3+features": "efficientnet_b3",
     "timm:mobilenetv3_large_100": "mobilenetv3_large",
@@ -33,32 +32,17 @@ KNOWN = {
     "timm:convnext_tiny": "convnext_tiny",
     "timm:convnext_atto+features": "convnext_atto",
     "timm:vit_tiny_patch16_224": "vit_tiny_patch16",
-    "timm:vit_base_patch32_224": "vit_base_patch32",
     "timm:swin_tiny_patch4_window7_224": "swin_tiny",
     "timm:swin_tiny_patch4_window7_224+features": "swin_tiny",
     "hf:bert": "bert-base",
-    "hf:bert-classifier": "bert-base",
-    "hf:bert-odd": "bert",
     "hf:gpt2": "gpt2",
-    "hf:gpt2-odd": "gpt2",
     "hf:llama-7b": "llama-7b",
-    "hf:llama-3-8b": "llama-3-8b",
     "hf:llama-odd": "llama",
-    "hf:mistral-7b": "mistral-7b",
-    "hf:vit": "vit_base_patch16",
 }
 HELD_OUT = (
     *("timm:densenet121", "timm:regnety_002", "timm:mixer_s32_224", "timm:seresnet50", "timm:resnext50_32x4d"),
-    *(
-        "timm:wide_resnet50_2",
-        "timm:resnet26",
-        "timm:resnet50d",
-        "timm:efficientnet_lite0",
-        "timm:tf_efficientnetv2_b0",
-    ),
-    *("timm:mobilenetv3_small_050", "timm:mobilenetv2_100", "timm:convnextv2_atto", "timm:swinv2_tiny_window8_256"),
-    *("timm:deit_tiny_distilled_patch16_224", "timm:vgg11", "hf:t5", "hf:clip", "hf:distilbert", "hf:electra"),
-    *("hf:qwen2", "hf:layoutlm", "hf:beit"),
+    *("timm:resnet26", "timm:efficientnet_lite0", "timm:mobilenetv3_small_050", "timm:convnextv2_atto"),
+    *("timm:swinv2_tiny_window8_256", "timm:deit_tiny_distilled_patch16_224", "hf:t5", "hf:clip", "hf:electra"),
 )
 
 
@@ -124,27 +108,32 @@ def test_torchvisions_names_are_known_as_well(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(900)
 def test_of_all_that_timm_knows_only_the_tables_families_are_named() -> None:
-    """Over 1,000 models. DeiT, EVA (the first) and FlexiViT are ViTs tensor by tensor; pooling that is antialiased or
-    fused leaves no trace in the state dict of a ResNet or EfficientNet."""
-    same = {"deit": "vit", "eva_large": "vit", "flexivit": "vit"}
-    named = {name.removeprefix("timm:"): recognized(state) for name, state in models("timm:*").items()}
-    assert len(named) > 1000
-    answers = {name: found.architecture for name, found in named.items() if found.architecture}
-    assert len(answers) > 60
+    """A sixth of 1,300 models. DeiT, EVA (the first) and FlexiViT are ViTs tensor by tensor; pooling that is
+    antialiased leaves no trace in the state dict of a ResNet or EfficientNet."""
+    same = {"deit": "vit", "eva": "vit", "flexivit": "vit", "test_vit": "vit", "tf_efficientnet": "efficientnet"}
+    named = {name.removeprefix("timm:"): recognized(state) for name, state in models("timm:*6").items()}
+    assert len(named) > 200
+    answers = {name: found.architecture for name, found in named.items() if found.parts}
+    assert len(answers) > 8
+    wrong = {}
     for name, answer in answers.items():
-        family = next((known for prefix, known in same.items() if name.startswith(prefix)), None)
-        words = re.split(r"[_\d]", answer)[0] if family is None else family
-        assert answer.startswith(words), (name, answer)
-        assert name.removeprefix("tf_").startswith(words) or family, (name, answer)
+        of_another_name = (known for prefix, known in same.items() if name.startswith(prefix))
+        family = next(of_another_name, re.split(r"[_\d]", name)[0]).removesuffix("aa").removesuffix("blur")
+        if answer is None or not answer.startswith(family):
+            wrong[name] = answer
+    assert not wrong
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_more_of_transformers_is_told_apart() -> None:
-    known = {"bert-large": "bert-large", "gpt2-medium": "gpt2-medium", "gemma-2b": "gemma-2b"}
-    unknown = ("albert", "mixtral", "gpt-neox", "opt", "bloom", "whisper", "segformer")
+    known = {"bert-large": "bert-large", "gpt2-medium": "gpt2-medium", "gemma-2b": "gemma-2b", "gpt2-odd": "gpt2"}
+    known |= {"bert-classifier": "bert-base", "bert-odd": "bert", "llama-3-8b": "llama-3-8b"}
+    known |= {"mistral-7b": "mistral-7b", "vit": "vit_base_patch16"}
+    unknown = ("albert", "mixtral", "gpt-neox", "opt", "bloom", "whisper", "segformer", "distilbert", "qwen2")
+    unknown += ("layoutlm", "beit")
     found = models(*(f"hf:{name}" for name in (*known, *unknown)))
     answers = {name.removeprefix("hf:"): recognized(state).architecture for name, state in found.items()}
     assert answers == known | dict.fromkeys(unknown)
