@@ -156,6 +156,44 @@ def test_lone_surrogates_and_control_characters_are_escaped(inspections: dict[st
     assert inspections["surrogate_name"].unsafe_globals == ("\\ud800.x",)
 
 
+ODD_NAMES = [
+    "newline_in_name",
+    "nul_in_name",
+    "nul_in_module",
+    "cyrillic_letter",
+    "full_width_letters",
+    "zero_width_space",
+    "right_to_left",
+    "trailing_dot",
+    "empty_module",
+    "empty_name",
+    "only_dots",
+    "attribute_of_allowed",
+    "class_of_allowed",
+    "module_as_name",
+    "main",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_name_that_looks_like_an_allowed_one_proves_nothing(name: str, inspections: dict[str, Inspection]) -> None:
+    inspection = inspections[name]
+    assert inspection.safety is not Safety.SAFE
+    assert inspection.weights_only is False
+    assert len(inspection.unsafe_globals) == 1
+    assert inspection.unsafe_globals[0].isascii()
+    assert inspection.unsafe_globals[0].isprintable()
+
+
+def test_a_letter_that_looks_like_another_is_written_out(inspections: dict[str, Inspection]) -> None:
+    assert inspections["cyrillic_letter"].unsafe_globals == ("t\\u043erch.Size",)
+    assert "t\\u043erch.Size" in inspections["cyrillic_letter"].findings[0].message
+
+
+def test_pythons_old_name_of_a_module_is_known_under_every_protocol(inspections: dict[str, Inspection]) -> None:
+    assert inspections["protocol_switched"].unsafe_globals == ("builtins.eval",)
+
+
 def test_an_ordered_dict_cannot_be_made_to_lie_about_its_items() -> None:
     result = load_inert(PICKLES["build_on_ordered_dict"])
     assert result.failure is None

@@ -131,8 +131,8 @@ def judge(
     verdict = Safety.SAFE if proved and not unknown else Safety.UNKNOWN
     return Judgement(
         safety=Safety.UNSAFE if dangerous else verdict,
-        unsafe_globals=tuple(map(clip, [*dangerous, *unknown][:MAX_NAMED])),
-        imports=tuple(map(clip, [name for name in distinct if name not in _NOT_IMPORTED][:MAX_IMPORTS])),
+        unsafe_globals=tuple(map(_spelled, [*dangerous, *unknown][:MAX_NAMED])),
+        imports=tuple(map(_spelled, [name for name in distinct if name not in _NOT_IMPORTED][:MAX_IMPORTS])),
         weights_only=_weights_only(distinct, accepted),
         findings=findings,
     )
@@ -167,6 +167,11 @@ _SMUGGLED = _words(
 """Parts that no class of a model has in its path after the first: the way to a dangerous module by attributes."""
 
 
+def _spelled(name: str) -> str:
+    """A name for people: letters that are no ASCII are written out, as a Cyrillic letter o looks like a Latin one."""
+    return clip(name) if name.isascii() else clip(clip(name).encode("ascii", "backslashreplace").decode())
+
+
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(clip(name, 80) for name in names[:5])
+    shown = ", ".join(clip(_spelled(name), 80) for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
