@@ -70,7 +70,7 @@ def _served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture
 def served(_served: Served) -> Iterator[Served]:
     """Fails the test that changed a neighbour, or that made the service log an exception."""
-    before, logged = _served.entry(GOOD, health="valid"), len(_served.daemon.log())
+    before, logged = _served.entry(GOOD, health="valid", verified="checksum"), len(_served.daemon.log())
     yield _served
     assert _served.daemon.entries()[GOOD] == before
     assert "Traceback" not in _served.daemon.log()[logged:]
