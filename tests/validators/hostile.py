@@ -3,6 +3,7 @@
 `KILLERS` end or stall the process even when every name is a stand-in; only another process, with limits, survives them.
 """
 
+import functools
 import io
 import pickle
 import struct
@@ -26,6 +27,7 @@ KILLERS = frozenset(
 _HEAD = b"\x80\x04"
 
 
+@functools.cache
 def hostile_pickles() -> dict[str, bytes]:
     """Name → a pickle stream of that kind of attack. Some are megabytes long; none is larger than 6 MB."""
     return {
