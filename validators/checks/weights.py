@@ -8,12 +8,13 @@ file is read half as fast.)
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from ..findings import Finding, Severity, finding
+from ..floats import KINDS, Kind
 from ..plain import clip
 from ..storages import Place, Storages
 from ..tensors import TensorTable
@@ -53,7 +54,7 @@ def warm_up() -> None:
     """
     torch = load_torch()
     torch.set_num_threads(1)
-    for kind in _KINDS.values():
+    for kind in KINDS.values():
         raw = torch.frombuffer(bytearray(b"\xff\0\x7f" * 32), dtype=torch.uint8)
         tensor = _Tensor(
             "", "weights", 0, len(raw), (len(raw) // kind.width, 1), (1, 1), is_dense=False, hidden=False, place=0
@@ -61,19 +62,6 @@ def warm_up() -> None:
         region = _Region(kind, 0, len(raw), [tensor])
         for swapped in (False, True):
             WeightScan({None: [region]}, swapped=swapped).feed(0, memoryview(bytes(raw.tolist())))
-
-
-class _Kind(msgspec.Struct, frozen=True, eq=False):
-    """How to judge elements of one floating type."""
-
-    width: int
-    """Bytes of one number."""
-    numbers: int
-    """In one element: two for complex types."""
-    judge: Callable[[Any, Any], tuple[bool, bool]]
-    """(torch, bytes) → whether all numbers are finite, and whether all are zero."""
-    values: Callable[[Any, Any], Any]
-    """(torch, bytes) → a tensor whose infinities and NaN are those of the bytes."""
 
 
 class _Tensor(msgspec.Struct):
@@ -100,7 +88,7 @@ class _Tensor(msgspec.Struct):
 class _Region(msgspec.Struct):
     """Bytes of one type that belong to one tensor, or to several that overlap. Met once, front to back."""
 
-    kind: _Kind
+    kind: Kind
     begin: int
     end: int
     tensors: list[_Tensor]
@@ -253,10 +241,10 @@ class _Stream:
 
 def _regions(table: TensorTable, roles: dict[str, str], storages: Storages) -> dict[int | None, list[_Region]]:
     """Record, or None for the file → regions. Tensors that share bytes share a region; each byte is met once."""
-    by_place: dict[tuple[int | None, _Kind, int], list[_Tensor]] = {}
+    by_place: dict[tuple[int | None, Kind, int], list[_Tensor]] = {}
     places = storages.places(table.keys)
     for i, (place, dtype) in enumerate(zip(places, table.dtypes, strict=True)):
-        kind = _KINDS.get(dtype.name)
+        kind = KINDS.get(dtype.name)
         role = roles.get(table.names[i], "other")
         if place is not None and kind is not None and role != "other" and table.extents[i]:
             tensor = _tensor(table, i, role, place)
@@ -284,7 +272,7 @@ def _tensor(table: TensorTable, i: int, role: str, place: Place) -> _Tensor:
     )
 
 
-def _merged(kind: _Kind, tensors: list[_Tensor]) -> Iterator[_Region]:
+def _merged(kind: Kind, tensors: list[_Tensor]) -> Iterator[_Region]:
     tensors.sort(key=lambda tensor: tensor.begin)  # stable: equal ones stay in the order of the checkpoint
     region: _Region | None = None
     for tensor in tensors:
@@ -392,89 +380,3 @@ def _all_zero(regions: Sequence[_Region]) -> str | None:
     shown = ", ".join(clip(name, 120) for name in names[:_MAX_NAMED])
     more = f" and {len(names) - _MAX_NAMED:,} more" if len(names) > _MAX_NAMED else ""
     return f"every value is zero in tensor {shown}{more}"
-
-
-# ---- numbers ---------------------------------------------------------------------------------------------------
-
-
-def _native(dtype: str, width: int, numbers: int = 1) -> _Kind:
-    """A type that torch reduces by itself. NaN and infinities both show in the extremes: 15 GB/s and more, where
-    `isfinite().all()` reaches 2 (float32) and 0.5 (float16)."""
-
-    def values(torch: Any, raw: Any) -> Any:
-        return raw.view(getattr(torch, dtype))
-
-    def judge(torch: Any, raw: Any) -> tuple[bool, bool]:
-        low, high = (extreme.item() for extreme in torch.aminmax(values(torch, raw)))
-        return math.isfinite(low) and math.isfinite(high), low == high == 0
-
-    return _Kind(width, numbers, judge, values)
-
-
-def _by_magnitude(infinity: int | None, nan: int) -> _Kind:
-    """Eight bits with a sign; `nan` is the lowest magnitude that is no number. torch reduces none of these types."""
-    lowest = nan if infinity is None else infinity
-
-    def values(torch: Any, raw: Any) -> Any:
-        decoded = _decoded(torch, raw, zero=raw & 0x7F == 0, nan=raw & 0x7F >= nan)
-        if infinity is not None:
-            decoded[raw == infinity] = math.inf
-            decoded[raw == infinity | 0x80] = -math.inf
-        return decoded
-
-    def judge(torch: Any, raw: Any) -> tuple[bool, bool]:
-        largest = (raw & 0x7F).max().item()
-        return largest < lowest, largest == 0
-
-    return _Kind(1, 1, judge, values)
-
-
-def _by_pattern(nan: int, zero: int | None) -> _Kind:
-    """Eight bits of which one pattern is NaN, and one is zero; None is infinite."""
-
-    def values(torch: Any, raw: Any) -> Any:
-        is_zero = raw == zero if zero is not None else torch.zeros(len(raw), dtype=torch.bool)
-        return _decoded(torch, raw, zero=is_zero, nan=raw == nan)
-
-    def judge(torch: Any, raw: Any) -> tuple[bool, bool]:
-        low, high = (extreme.item() for extreme in torch.aminmax(raw))
-        is_zero = zero is not None and low == high == zero
-        return not (low <= nan <= high and (raw == nan).any().item()), is_zero
-
-    return _Kind(1, 1, judge, values)
-
-
-def _decoded(torch: Any, raw: Any, *, zero: Any, nan: Any) -> Any:
-    """Numbers that are right where they are zero or none; the others are all one."""
-    decoded = torch.ones(len(raw), dtype=torch.float32)
-    decoded[zero] = 0
-    decoded[nan] = math.nan
-    return decoded
-
-
-def _four_bits() -> _Kind:
-    """Two numbers of four bits (OCP microscaling formats, E2M1), all of which are finite."""
-
-    def judge(torch: Any, raw: Any) -> tuple[bool, bool]:
-        return True, (raw & 0x77).max().item() == 0
-
-    return _Kind(1, 1, judge, lambda torch, raw: torch.ones(len(raw)))
-
-
-_KINDS: dict[str, _Kind] = {
-    "float64": _native("float64", 8),
-    "float32": _native("float32", 4),
-    "float16": _native("float16", 2),
-    "bfloat16": _native("bfloat16", 2),
-    "complex128": _native("float64", 8, 2),
-    "complex64": _native("float32", 4, 2),
-    "complex32": _native("float16", 2, 2),
-    # Bit patterns: c10/util/Float8_*.h; the OCP and Graphcore proposals that they name.
-    "float8_e5m2": _by_magnitude(infinity=0x7C, nan=0x7D),
-    "float8_e4m3fn": _by_magnitude(infinity=None, nan=0x7F),
-    "float8_e5m2fnuz": _by_pattern(nan=0x80, zero=0),
-    "float8_e4m3fnuz": _by_pattern(nan=0x80, zero=0),
-    "float8_e8m0fnu": _by_pattern(nan=0xFF, zero=None),
-    "float4_e2m1fn_x2": _four_bits(),
-}
-"""Every floating and complex type. Integers, quantized ones among them, are always finite."""
