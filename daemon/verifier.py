@@ -164,10 +164,14 @@ class Verifier:
     async def _load(self) -> None:
         """Take up where the last run was, once the rush of the start is over."""
         await self._give_way()
-        ids = await anyio.to_thread.run_sync(self._state.unverified, self._level)
-        self._oldest_at = await anyio.to_thread.run_sync(self._state.oldest_verified)
-        records = filter(None, map(self._catalog.get, ids))
-        self._agenda.extend((record.modified_ns, record.entry.id) for record in records if is_candidate(record))
+        waiting, self._oldest_at = await anyio.to_thread.run_sync(self._ask_unverified)
+        self._agenda.extend(waiting)
+
+    def _ask_unverified(self) -> tuple[list[tuple[int, CheckpointId]], float | None]:
+        """Runs in a thread: to sort 100,000 takes a tenth of a second."""
+        records = filter(None, map(self._catalog.get, self._state.unverified(self._level)))
+        waiting = sorted((record.modified_ns, record.entry.id) for record in records if is_candidate(record))
+        return waiting, self._state.oldest_verified()
 
     async def _tell(self) -> None:
         """One line now and then, never one for each good file."""
