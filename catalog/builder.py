@@ -11,7 +11,7 @@ import msgspec
 
 from ckptd.validators.architectures import load_table
 from ckptd.validators.errors import Changed, Unreadable
-from ckptd.validators.findings import Finding, Severity, finding
+from ckptd.validators.findings import Finding, finding
 from ckptd.validators.inspection import Level, Seal
 from ckptd.validators.reader import identity_of
 
@@ -23,17 +23,19 @@ from .entry import (
     CheckpointId,
     Health,
     Identities,
-    MetadataSource,
     Record,
     checkpoint_id,
+    health_of,
     make_record,
+    metadata_source,
     shown_path,
 )
 from .experiment import Companions, DirectFiles, find_companions
 from .index import index_of, read_index, write_index
+from .links import Link, resolve_link
 from .opening import directory_identities, open_checkpoint, status_of_checkpoint
 from .roots import DEFAULT_SUFFIXES, Root, is_checkpoint_name, resolve_roots
-from .scan import Link, resolve_link, scan_tree
+from .scan import scan_tree
 from .sidecar import render, sidecar_path, write_sidecar
 
 ATTEMPTS = 3
@@ -396,27 +398,6 @@ class _Build:
 
     def _note_unreachable(self, path: bytes, error: OSError) -> None:
         self.unreachable[shown_path(path)[0]] = error.strerror or str(error)
-
-
-def health_of(description: Description, *, age_s: float, abandoned_s: float) -> Health:
-    """The health of a described checkpoint.
-
-    Args:
-        description: As described.
-        age_s: Seconds since the file was last modified.
-        abandoned_s: An incomplete file older than this is not being written any more.
-    """
-    if not description.inspection.is_complete and age_s < abandoned_s:
-        return Health.WRITING
-    errors = any(found.severity is Severity.ERROR for found in description.findings)
-    return Health.INVALID if errors or not description.inspection.is_complete else Health.VALID
-
-
-def metadata_source(sidecar: SidecarStatus) -> MetadataSource:
-    """Where an entry's metadata is kept, given what lies beside the checkpoint."""
-    if sidecar is SidecarStatus.OURS:
-        return MetadataSource.DAEMON
-    return MetadataSource.SIDECAR if sidecar is SidecarStatus.FOREIGN else MetadataSource.NONE
 
 
 def _companions(base_fd: int, path: bytes) -> Companions:

@@ -140,6 +140,14 @@ def checkpoint_directory(path: bytes) -> Format | None:
         os.close(base_fd)
 
 
+def directories_above(path: bytes) -> Iterator[bytes]:
+    """The directories that a relative path leads through, the nearest first; not the base itself."""
+    directory = os.path.dirname(path)
+    while directory:
+        yield directory
+        directory = os.path.dirname(directory)
+
+
 def is_hidden(path: bytes) -> bool:
     """Whether a directory has a name of temporary ones: as with files, it is not listed, nor what is in it."""
     return os.path.basename(path).startswith(b".")

@@ -13,7 +13,7 @@ import msgspec
 from ckptd.validators.findings import Severity
 from ckptd.validators.inspection import FileIdentity, Format, Level, Safety
 
-from .description import Description
+from .description import Description, SidecarStatus
 from .file_names import stem_of
 from .metric_names import value_of
 from .roots import Root
@@ -238,6 +238,27 @@ def make_record(
         alias_of=alias_of,
     )
     return Record(entry=entry, relative_path=relative_path, identities=identities, modified_ns=identities.file.mtime_ns)
+
+
+def health_of(description: Description, *, age_s: float, abandoned_s: float) -> Health:
+    """The health of a described checkpoint.
+
+    Args:
+        description: As described.
+        age_s: Seconds since the file was last modified.
+        abandoned_s: An incomplete file older than this is not being written any more.
+    """
+    if not description.inspection.is_complete and age_s < abandoned_s:
+        return Health.WRITING
+    errors = any(found.severity is Severity.ERROR for found in description.findings)
+    return Health.INVALID if errors or not description.inspection.is_complete else Health.VALID
+
+
+def metadata_source(sidecar: SidecarStatus) -> MetadataSource:
+    """Where an entry's metadata is kept, given what lies beside the checkpoint."""
+    if sidecar is SidecarStatus.OURS:
+        return MetadataSource.DAEMON
+    return MetadataSource.SIDECAR if sidecar is SidecarStatus.FOREIGN else MetadataSource.NONE
 
 
 def _display_name(exp_name: str | None, relative_path: bytes) -> str:

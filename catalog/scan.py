@@ -15,6 +15,7 @@ from ckptd.validators.reader import identity_of
 from .directories import Claims, Listing, has_latest, is_hidden, list_beneath, list_directory
 from .entry import Identities
 from .experiment import Companions, DirectFiles, checkpoints_of_sidecar, find_companions, is_sidecar_name
+from .links import Link, kind_of, resolve_link
 from .listed import ListedFiles
 from .roots import DEFAULT_SUFFIXES, Root, is_checkpoint_name
 from .temporary import is_temporary_name
@@ -30,20 +31,6 @@ _GONE = frozenset((errno.ENOENT, errno.ENOTDIR))
 _DANGLING = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SIDECAR_OF_OURS = b".metadata.yaml"
-
-
-class Link(msgspec.Struct, frozen=True):
-    """Where a checkpoint that is a link leads."""
-
-    base: bytes | None
-    """The root or allowed directory that holds the target, absolute; None where the link is dangling."""
-    target: bytes | None
-    """Beneath `base`."""
-
-    @property
-    def dangling(self) -> bool:
-        """The target does not exist."""
-        return self.target is None
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -387,36 +374,6 @@ class _Walk:
     def _note_odd(self, path: bytes, what: str) -> None:
         if len(self.scan.odd) < NOTED:
             self.scan.odd[path] = what
-
-
-def resolve_link(path: bytes, roots: Sequence[bytes], follow_links: Sequence[bytes]) -> Link | None:
-    """Where a path leads, if that is inside the roots or a directory that links may lead to; else None.
-
-    Args:
-        path: absolute.
-        roots: their paths, absolute and resolved.
-        follow_links: the same of the allowed directories.
-
-    Raises:
-        OSError: it leads nowhere (ENOENT, ELOOP), or could not be followed.
-    """
-    target = os.path.realpath(path, strict=True)
-    for base in (*roots, *follow_links):
-        if target == base or target.startswith(base.rstrip(b"/") + b"/"):
-            return Link(base, target[len(base.rstrip(b"/")) + 1 :])
-    return None
-
-
-def kind_of(mode: int) -> str:
-    """What a file that is not a regular one is, in words."""
-    kinds = (
-        (stat.S_ISDIR, "a directory"),
-        (stat.S_ISFIFO, "a FIFO"),
-        (stat.S_ISSOCK, "a socket"),
-        (stat.S_ISCHR, "a character device"),
-        (stat.S_ISBLK, "a block device"),
-    )
-    return next((words for test, words in kinds if test(mode)), "no regular file")
 
 
 def _identity(files: DirectFiles, path: bytes) -> FileIdentity | None:

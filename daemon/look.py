@@ -7,12 +7,12 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from ckptd.catalog.description import DescribeRequest, OpenedFiles
-from ckptd.catalog.directories import Claims, is_hidden
+from ckptd.catalog.directories import Claims, directories_above, is_hidden
 from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import directory_identities, open_checkpoint
@@ -324,14 +324,6 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         )
         opened = None if sight.opened is None else msgspec.structs.replace(sight.opened, request=named)
         return msgspec.structs.replace(sight, request=named, opened=opened)
-
-
-def directories_above(path: bytes) -> Iterator[bytes]:
-    """The directories that a relative path leads through, the nearest first; not the base itself."""
-    directory = os.path.dirname(path)
-    while directory:
-        yield directory
-        directory = os.path.dirname(directory)
 
 
 def _has_writer(request: DescribeRequest, files: OpenedFiles) -> bool | None:

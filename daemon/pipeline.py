@@ -19,14 +19,14 @@ import msgspec
 import structlog
 
 from ckptd.catalog.describe import failed_description
-from ckptd.catalog.description import Description, SidecarStatus
+from ckptd.catalog.description import Description
 from ckptd.catalog.entry import (
     CheckpointId,
     Health,
-    MetadataSource,
     Record,
     checkpoint_id,
     make_record,
+    metadata_source,
     shown_path,
 )
 from ckptd.catalog.roots import Root
@@ -504,17 +504,6 @@ def _record(key: Key, sight: Sight, description: Description, verdict: Verdict) 
         metadata_source=metadata_source(description.sidecar),
         alias_of=sight.alias_of,
     )
-
-
-def metadata_source(sidecar: SidecarStatus) -> MetadataSource:
-    """Where an entry's metadata is kept, given what lies beside the checkpoint."""
-    match sidecar:
-        case SidecarStatus.OURS:
-            return MetadataSource.DAEMON
-        case SidecarStatus.FOREIGN:
-            return MetadataSource.SIDECAR
-        case _:
-            return MetadataSource.NONE
 
 
 def _offline(current: Record | None) -> Record | None:

@@ -22,9 +22,9 @@ import structlog
 from ckptd.catalog.describe import sidecar_for
 from ckptd.catalog.description import Description, SidecarStatus
 from ckptd.catalog.entry import CheckpointId, FindingRef, Health, MetadataSource, Record, shown_path
+from ckptd.catalog.links import kind_of
 from ckptd.catalog.opening import status_of_checkpoint
 from ckptd.catalog.roots import Root, open_beneath
-from ckptd.catalog.scan import kind_of
 from ckptd.catalog.sidecar import remove_sidecar, render, sidecar_path, write_sidecar
 from ckptd.catalog.store import Catalog, Change
 from ckptd.validators.findings import Finding, finding

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from ckptd.catalog.directories import directories_above
 from ckptd.catalog.entry import Record
 from ckptd.catalog.experiment import DirectFiles, checkpoints_of_config, checkpoints_of_sidecar, scope_of
 from ckptd.catalog.roots import Root, is_checkpoint_name
@@ -19,7 +20,6 @@ from ckptd.catalog.store import Batch, Catalog, Tombstone, id_of
 from ckptd.validators.formats.sharded import DEPTH, is_member_name
 
 from .completeness import Completeness, SweepSchedule, Ticket
-from .look import directories_above
 from .mounts import MountTable
 from .pipeline import Key, Pipeline
 from .settings import Settings, Sidecars

@@ -9,13 +9,21 @@ from datetime import datetime
 from typing import NamedTuple
 
 from ckptd.catalog.description import Description
-from ckptd.catalog.entry import Health, Identities, Record, checkpoint_id, make_record, rfc3339, shown_path
+from ckptd.catalog.entry import (
+    Health,
+    Identities,
+    Record,
+    checkpoint_id,
+    make_record,
+    metadata_source,
+    rfc3339,
+    shown_path,
+)
 from ckptd.catalog.experiment import sidecar_names
 from ckptd.catalog.index import Experiment, Index, index_of, read_index, write_index
 from ckptd.catalog.roots import Root
 from ckptd.catalog.scan import Found, Scan, scan_tree
 
-from ..pipeline import metadata_source
 from ..settings import Settings
 from . import output
 from .describing import describe_all

@@ -6,9 +6,10 @@ import shutil
 
 import pytest
 
+from ckptd.catalog.links import Link
 from ckptd.catalog.opening import directory_identities
 from ckptd.catalog.roots import Root
-from ckptd.catalog.scan import Found, Link, Scan, scan_tree
+from ckptd.catalog.scan import Found, Scan, scan_tree
 from tests.catalog.checkpoint_directories import dcp_files, deepspeed_files, put, trainer_files
 
 SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
