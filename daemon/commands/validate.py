@@ -22,7 +22,7 @@ from .globs import find_matching
 from .grouping import Group, group_findings
 from .targets import Target
 
-_LIMITS = ("suffixes", "workers", "worker_memory_mb", "worker_timeout_s", "config")
+_LIMITS = ("suffixes", "architectures", "workers", "worker_memory_mb", "worker_timeout_s", "config")
 _LEVELS = [level.value for level in (Level.STRUCTURE, Level.CHECKSUM, Level.WEIGHTS)]
 _SLOWEST_BYTES_PER_S = 20_000_000
 """A disk that is slower than this while every byte is read counts as hung."""

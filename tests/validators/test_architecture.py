@@ -16,7 +16,7 @@ from ckptd.validators import inspect_checkpoint
 from ckptd.validators.architectures import TableError, load_table, table_digest
 from ckptd.validators.checks.architecture import Recognized, missing_keys, recognize
 from tests.validators import vision_models as vision
-from tests.validators.model_zoo import StateDict, models
+from tests.validators.model_zoo import REPOSITORY, StateDict, models
 
 SLOW_IMPORTS = pytest.mark.timeout(180)
 """timm and transformers are imported by another process, which takes its time where others want the processor too."""
@@ -440,6 +440,16 @@ def test_a_table_that_cannot_be_used_says_where_and_why(tmp_path: Path, text: st
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"nothing\.yaml cannot be read"):
         load_table(str(tmp_path / "nothing.yaml"))
+
+
+def test_the_guides_example_is_a_table_that_works(tmp_path: Path) -> None:
+    guide = (REPOSITORY / "docs/guide.md").read_text(encoding="utf-8")
+    example = re.search(r"```yaml\n(# [^\n]*architectures\.yaml.*?)```", guide, re.DOTALL)
+    assert example is not None
+    state = {f"decoder.stages.{i}.conv.weight": (8, 3, 3, 3) for i in range(4)}
+    state |= {f"decoder.stages.{i}.norm.{kind}": (8,) for i in range(4) for kind in ("weight", "bias")}
+    state |= {"decoder.out.weight": (1, 8, 1, 1)} | prefixed(state_of(VISION["resnet34"]), "encoder.")
+    assert recognize(*lists(state), load_table(table(tmp_path, example[1]))).architecture == "stroke_net"
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "a.*.b", "[a-z]+"])
