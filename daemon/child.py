@@ -40,7 +40,10 @@ from .answers import (
 )
 
 BATCH_BUDGET_S = 0.025
-"""A child takes no further job once it has worked for so long; what is left goes to another one."""
+"""A child takes no further job once it has used so much processor time; what is left goes to another one. By the clock
+on the wall, a busy machine would have fewer and fewer files described by each, and be busier for it."""
+BATCH_LONGEST_S = 0.25
+"""The same by the clock on the wall: the files behind one on a slow disk go elsewhere."""
 BACKGROUND_BUDGET_S = 1.0
 """The same for work that nobody waits for: at the lowest priority the clock says little of what was done."""
 PROGRESS = struct.Struct("<Q")
@@ -136,13 +139,17 @@ class Child(msgspec.Struct, frozen=True):
         return BACKGROUND_BUDGET_S if self.limits.background else BATCH_BUDGET_S
 
     @property
+    def _longest_s(self) -> float:
+        return BACKGROUND_BUDGET_S if self.limits.background else BATCH_LONGEST_S
+
+    @property
     def _reserve_bytes(self) -> int:
         """Address space kept back for encoding: the answer, and the buffer that grows by half as it fills."""
         return 3 * self.limits.max_answer_bytes + (4 << 20)
 
     def _work(self, batch: Batch, descriptors: list[int]) -> None:
         answers, progress, *files = descriptors
-        deadline = time.monotonic() + self._budget_s
+        enough, deadline = time.process_time() + self._budget_s, time.monotonic() + self._longest_s
         written = 0
         os.write(answers, BEGUN)
         for job in batch.jobs:
@@ -152,7 +159,8 @@ class Child(msgspec.Struct, frozen=True):
             _write(answers, data)
             written += len(data)
             os.write(progress, PROGRESS.pack(len(data)))
-            if not usable or time.monotonic() >= deadline or written >= self.limits.max_answer_bytes:
+            worked = time.process_time() >= enough or time.monotonic() >= deadline
+            if not usable or worked or written >= self.limits.max_answer_bytes:
                 return
 
     def _answer(self, job: Job, descriptors: list[int]) -> tuple[bytes, bool]:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import os
+import resource
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
@@ -15,6 +16,7 @@ from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
 from ckptd.catalog.entry import Identities, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
 from ckptd.catalog.opening import open_checkpoint
+from ckptd.catalog.roots import Root
 from ckptd.validators.architectures import load_table
 from ckptd.validators.checks.weights import TorchMissing
 from ckptd.validators.errors import Changed, Unreadable
@@ -28,8 +30,11 @@ from ..zygote_process import WEIGHTS_ZYGOTE_COMMAND, ZYGOTE_COMMAND
 from .exits import ENVIRONMENT, CommandError
 from .targets import Target, opened
 
-AHEAD = 16
-"""Files opened per worker at one time: enough to hand small ones over in handfuls."""
+HANDFUL = 32
+"""Files that are opened in one go, then wait for the pool together: it takes small ones by the batch, and a thread for
+each file would cost more than opening it."""
+DESCRIPTORS_EACH = 6
+"""Of one file at most: itself, its sidecars, its config."""
 DIRECTORIES_AT_ONCE = 4
 """Checkpoints that are directories, of those; each takes up to `opening.OPENED_PARTS` descriptors."""
 ATTEMPTS = 3
@@ -93,15 +98,31 @@ async def _describe_all(
         architectures=settings.architectures,
     ) as pool:
         in_order = _InOrder(targets, done)
-        remaining = iter(enumerate(targets))
+        handfuls = iter([(at, targets[at : at + HANDFUL]) for at in range(0, len(targets), HANDFUL)])
+
+        async def describe(position: int, target: Target, opening: "_Opening | None") -> None:
+            in_order.put(position, await one.describe(target, pool.describe, opening))
 
         async def work() -> None:
-            for position, target in remaining:
-                in_order.put(position, await one.describe(target, pool.describe))
+            for start, handful in handfuls:
+                openings = await anyio.to_thread.run_sync(one.open_files, handful)
+                async with anyio.create_task_group() as tasks:
+                    for position, (target, opening) in enumerate(zip(handful, openings, strict=True), start):
+                        tasks.start_soon(describe, position, target, opening)
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(min(len(targets), workers * AHEAD)):
+            for _ in range(_handfuls_at_once(workers)):
                 tasks.start_soon(work)
+
+
+def _handfuls_at_once(workers: int) -> int:
+    """Enough that the pool always finds something to do, and no more than there are descriptors for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    room = soft // 2 if soft != resource.RLIM_INFINITY else 1 << 20
+    return max(1, min(workers + 2, room // (HANDFUL * DESCRIPTORS_EACH)))
 
 
 class _One:
@@ -116,14 +137,19 @@ class _One:
         self._required_keys = required_keys
         self._directories = anyio.CapacityLimiter(DIRECTORIES_AT_ONCE)
 
-    async def describe(self, target: Target, describe: Describe) -> Description:
+    async def describe(self, target: Target, describe: Describe, opening: "_Opening | None" = None) -> Description:
+        """Describe one target; `opening` is what came of opening it, if that was done already."""
         async with self._directories if target.is_directory else contextlib.nullcontext():
-            return await self._describe(target, describe)
+            return await self._describe(target, describe, opening)
 
-    async def _describe(self, target: Target, describe: Describe) -> Description:
+    async def _describe(self, target: Target, describe: Describe, opening: "_Opening | None") -> Description:
         for attempt in itertools.count(1):
+            opened_before, opening = opening, None
             try:
-                request, files, identities = await anyio.to_thread.run_sync(self._open, target)
+                if opened_before is not None:
+                    request, files, identities = _result_of(opened_before)
+                else:
+                    request, files, identities = await anyio.to_thread.run_sync(self._open, target)
             except OSError as error:
                 return _unopened(target, f"the file cannot be opened: {error.strerror}")
             except Changed as error:
@@ -149,10 +175,30 @@ class _One:
         table = load_table(self._settings.architectures)
         return await anyio.to_thread.run_sync(functools.partial(describe_opened, architectures=table), request, files)
 
-    def _open(self, target: Target) -> tuple[DescribeRequest, OpenedFiles, Identities]:
+    def open_files(self, targets: Sequence[Target]) -> "list[_Opening | None]":
+        """Open many files, and say what came of each; None for directories, which are opened one by one."""
+        openings: list[_Opening | None] = []
+        with contextlib.ExitStack() as stack:
+            views: dict[Root, _Remembering] = {}
+            for target in targets:
+                if target.is_directory:
+                    openings.append(None)
+                    continue
+                try:
+                    if target.root not in views:
+                        views[target.root] = _Remembering(stack.enter_context(opened(target.root)))
+                    openings.append(self._open_beneath(views[target.root], target))
+                except (OSError, Changed) as error:
+                    openings.append(error)
+        return openings
+
+    def _open(self, target: Target) -> "_Opened":
         with opened(target.root) as root_fd:
-            companions = find_companions(DirectFiles(root_fd), target.path)
-            request, files, identities = open_checkpoint(root_fd, target.path, companions)
+            return self._open_beneath(_Remembering(root_fd), target)
+
+    def _open_beneath(self, view: "_Remembering", target: Target) -> "_Opened":
+        companions = find_companions(view, target.path)
+        request, files, identities = open_checkpoint(view.root_fd, target.path, companions)
         request = msgspec.structs.replace(
             request,
             checkpoint_path=shown_path(target.absolute)[0],
@@ -161,6 +207,31 @@ class _One:
             required_keys=(*self._required_keys, *self._settings.required_at(target.absolute)),
         )
         return request, files, identities
+
+
+_Opened = tuple[DescribeRequest, OpenedFiles, Identities]
+_Opening = _Opened | OSError | Changed
+
+
+def _result_of(opening: _Opening) -> _Opened:
+    """What was opened.
+
+    Raises:
+        OSError, Changed: it could not be opened.
+    """
+    if isinstance(opening, (OSError, Changed)):
+        raise opening
+    return opening
+
+
+class _Remembering:
+    """The disk, asked once for each name: the files of a directory share the places where their config may lie."""
+
+    def __init__(self, root_fd: int) -> None:
+        self.root_fd = root_fd
+        self._disk = DirectFiles(root_fd)
+        self.status = functools.lru_cache(self._disk.status)
+        self.names = functools.lru_cache(self._disk.names)
 
 
 class _InOrder:
