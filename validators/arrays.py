@@ -1,5 +1,6 @@
 """What pickled NumPy scalars, arrays and dtypes hold, decoded from their bytes without NumPy."""
 
+import codecs
 import datetime as dt
 import itertools
 import math
@@ -40,6 +41,8 @@ _UNITS = {"Y": "years", "M": "months", "W": "weeks", "D": "days", "h": "hours", 
 _SECONDS = {"W": 604_800, "D": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DIGITS = {"ms": 3, "us": 6, "ns": 9, "ps": 12, "fs": 15, "as": 18}
 _NOT_A_TIME = -(2**63)
+_UTF_32 = {big: codecs.lookup("utf-32-be" if big else "utf-32-le") for big in (False, True)}
+"""Resolved at import: a sandboxed process cannot import a codec later."""
 _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - NumPy's times know no zone
 
 
@@ -210,7 +213,7 @@ def _element(kind: NumpyType, data: bytes) -> Any:
     if code == "f16":
         return _extended(data)
     if kind.kind == "U":
-        return data.decode("utf-32-be" if kind.big_endian else "utf-32-le", "replace").rstrip("\0")
+        return _UTF_32[kind.big_endian].decode(data, "replace")[0].rstrip("\0")
     if kind.kind == "S":
         return data.rstrip(b"\0").decode("utf-8", "backslashreplace")
     if kind.kind in ("M", "m") and len(data) == 8:

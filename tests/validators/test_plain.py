@@ -8,12 +8,17 @@ import decimal
 import enum
 import fractions
 import functools
+import json
 import pathlib
 import pickle
 import re
+import subprocess
+import sys
 import types
 import uuid
+import warnings
 import zoneinfo
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -379,3 +384,56 @@ def test_a_type_with_fields_without_end_is_not_unfolded() -> None:
     for _ in range(3):
         inner = np.dtype([(f"f{i}", inner) for i in range(32)])
     assert _shown(np.zeros(1, dtype=inner), 4) in ("<array structured [1]>", [f"<{inner.itemsize} bytes>"])
+
+
+WATCHED = """
+import json, pathlib, sys
+from ckptd.validators import inspect_checkpoint
+from ckptd.validators.plain import to_plain
+from ckptd.validators.unpickle import load_inert
+first, *pickles = [path.read_bytes() for path in sorted(pathlib.Path(sys.argv[1]).glob("*.pkl"))]
+archives = sorted(map(str, pathlib.Path(sys.argv[1]).glob("*.pt")))
+events = set()
+to_plain(load_inert(first).value)
+inspect_checkpoint(archives[0])  # reads the table of architectures
+sys.addaudithook(lambda event, arguments: events.add((event, str(arguments[0]) if arguments else "")))
+shown = [to_plain(load_inert(data).value) for data in pickles]
+valid = [inspect_checkpoint(path).is_valid for path in archives]
+seen = {event for event, what in events if what not in archives} - {"builtins.id", "marshal.dumps"}
+print(json.dumps([sorted(seen), len(shown), all(valid)]))
+"""
+
+
+def test_nothing_is_imported_or_opened_to_show_a_value(tmp_path: Path) -> None:
+    """A sandboxed process can do neither; even a codec that is met for the first time would be imported."""
+    values = [value for value, _ in (*CASES.values(), *ARRAYS.values())] + SCALARS
+    for number, value in enumerate(values):
+        (tmp_path / f"{number:03}.pkl").write_bytes(pickle.dumps(value, 2))
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "0.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, tmp_path], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert json.loads(done.stdout) == [[], len(values) - 1, True]
+
+
+def test_names_inside_a_class_without_end_are_objects_like_others() -> None:
+    """`getattr` makes a class of each of the first hundred; classes cost a kilobyte each."""
+    names = (b"cbuiltins\ngetattr\ncm\nC\nX\x05\0\0\0%05d\x86R" % i for i in range(1000))
+    inert = load_inert(b"\x80\x02](" + b"".join(names) + b"e.")
+    assert inert.failure is None
+    shown = to_plain(inert.value)
+    assert shown[:2] == ["m.C.00000", "m.C.00001"]
+    assert shown[-1] == {"__class__": "builtins.getattr", "args": ["m.C", "00999"]}
+    assert len({kind for kind in inert.value if isinstance(kind, type)}) == 100
+    again = load_inert(b"\x80\x02cbuiltins\ngetattr\ncm\nC\nX\x05\0\0\00000999\x86R.")
+    assert to_plain(again.value) == "m.C.00999"  # what one file asked for is no burden to the next
+
+
+def test_getattr_of_what_is_no_class_is_an_object_that_remembers() -> None:
+    for asked in (b"K\x01X\x01\0\0\0x\x86R", b"cm\nC\nK\x01\x86R", b"cbuiltins\ngetattr\nX\x01\0\0\0x\x86R"):
+        inert = load_inert(b"\x80\x02cbuiltins\ngetattr\n" + asked + b".")
+        assert inert.failure is None
+        assert to_plain(inert.value)["__class__"] == "builtins.getattr"
