@@ -4,6 +4,8 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -78,36 +80,35 @@ def test_what_torch_saves_is_one_valid_checkpoint_with_its_metadata_beside_it(
 
 
 @pytest.mark.parametrize(
-    ("name", "files"),
-    [("step-1", dcp_files(1)), ("checkpoint-500", trainer_files()), ("epoch=3.ckpt", deepspeed_files())],
+    ("name", "files", "silent"),
+    [
+        ("step-1", dcp_files(1), 0),
+        ("checkpoint-500", trainer_files(), 1),  # config.json alone does not tell what it is going to be
+        # Its rank files may be whole without the note that names them.
+        ("epoch=3.ckpt", deepspeed_files(), len(deepspeed_files())),
+    ],
     ids=["dcp", "transformers", "deepspeed"],
 )
 def test_file_by_file_it_is_being_written_until_the_last_one(
-    daemon: Daemon, run: pathlib.Path, name: str, files: Files
+    daemon: Daemon, run: pathlib.Path, name: str, files: Files, silent: int
 ) -> None:
-    seen: set[tuple[str, str]] = set()
-    telling = {"dcp": 1, "transformers": 2, "deepspeed": 1}  # files from which on it is known to be a checkpoint
-    kind = next(kind for kind, files_of in _KINDS.items() if files_of is files)
+    told: list[str] = []
     written: dict[str, bytes] = {}
     with daemon.events(include_invalid="true") as events:
         for number, (part, data) in enumerate(files.items(), start=1):
             put(run / name, {part: data})
             written[part] = data
-            if telling[kind] <= number < len(files):
-                if kind == "deepspeed":
-                    continue  # a set of rank files may be whole without the note that names it
+            if silent < number < len(files):
                 wait_for(daemon, run, name, health="writing", size_bytes=size_of(written))
         wait_for(daemon, run, name, health="valid", size_bytes=size_of(files))
         for message in events:
-            for entry in message.get("checkpoints", []) if message["type"] in ("batch", "upsert") else []:
-                if entry["path"].startswith(run.name + "/"):
-                    seen.add((entry["path"].removeprefix(run.name + "/"), entry["health"]))
-            if (name, "valid") in seen:
+            news = message["checkpoints"] if message["type"] in ("batch", "upsert") else []
+            mine = [entry for entry in news if entry["path"].startswith(run.name + "/")]
+            assert {entry["path"] for entry in mine} <= {f"{run.name}/{name}"}
+            told += [entry["health"] for entry in mine]
+            if "valid" in told:
                 break
-    assert seen <= {(name, "writing"), (name, "valid")}
-
-
-_KINDS = {"dcp": dcp_files(1), "transformers": trainer_files(), "deepspeed": deepspeed_files()}
+    assert set(told[:-1]) <= {"writing"}
 
 
 def test_a_rename_to_the_final_name_is_followed(daemon: Daemon, run: pathlib.Path) -> None:
@@ -139,6 +140,27 @@ def test_an_overwritten_directory_is_described_anew(daemon: Daemon, run: pathlib
     assert second["n_parameters"] > first["n_parameters"]
     sidecar = run / "step-1.metadata.yaml"
     eventually(lambda: sidecar.exists() and b"epoch: 2" in sidecar.read_bytes(), "our sidecar follows")
+
+
+def test_what_never_stands_still_is_being_written_and_is_whole_once_it_does(daemon: Daemon, run: pathlib.Path) -> None:
+    put(run / "step-1", dcp_files(1))
+    wait_for(daemon, run, "step-1", health="valid")
+    data = dcp_files(1)["__0_0.distcp"]
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        with open(run / "step-1" / "__0_0.distcp", "r+b") as file:
+            while not stop.is_set():
+                os.pwrite(file.fileno(), data, 0)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        wait_for(daemon, run, "step-1", health="writing")
+    finally:
+        stop.set()
+        writer.join()
+    wait_for(daemon, run, "step-1", health="valid")
 
 
 def test_a_deleted_directory_takes_its_sidecar_along(daemon: Daemon, run: pathlib.Path) -> None:
@@ -190,6 +212,29 @@ def test_the_list_equals_a_build_and_every_directory_is_verified(daemon: Daemon,
     for entry in served.values():
         entry["findings"] = [found for found in entry["findings"] if found["code"] != ignored]
     assert differences(served, tree) == []
+
+
+@pytest.mark.slow
+def test_a_training_by_transformers_is_followed_from_step_to_step(daemon: Daemon, run: pathlib.Path) -> None:
+    """The real Trainer, which keeps two checkpoints and deletes the others."""
+    subprocess.run([sys.executable, "-c", _TRAINING, run], check=True, capture_output=True)
+    for step in (6, 8):
+        entry = wait_for(daemon, run, f"checkpoint-{step}", health="valid", format="transformers", global_step=step)
+        assert entry["metrics"]["validation_loss"] > 0
+    eventually(lambda: set(listed(daemon, run)) == {"checkpoint-6", "checkpoint-8"}, "the others are gone")
+
+
+_TRAINING = """
+import sys, torch, transformers
+config = transformers.BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                 intermediate_size=16, max_position_embeddings=16)
+data = [{"input_ids": torch.arange(8), "labels": torch.tensor(i % 2)} for i in range(8)]
+arguments = transformers.TrainingArguments(
+    output_dir=sys.argv[1], max_steps=8, save_steps=2, eval_strategy="steps", eval_steps=2, save_total_limit=2,
+    per_device_train_batch_size=2, report_to=[], use_cpu=True, disable_tqdm=True)
+model = transformers.BertForSequenceClassification(config)
+transformers.Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data).train()
+"""
 
 
 def test_a_missing_shard_makes_it_invalid_in_time_and_a_restart_reads_nothing_again(tmp_path: pathlib.Path) -> None:
