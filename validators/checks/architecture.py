@@ -7,6 +7,7 @@ expects are then looked up. What nobody expects is never looked at: a file of 20
 
 import collections
 import itertools
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -33,6 +34,7 @@ SIMILAR = 0.02
 HEAD_TENSORS = 12
 """Tensors, matrices at most, that may lie beside an encoder that is the whole model: a classifier, a loss's buffers."""
 
+_name_of, _shape_of = operator.attrgetter("name"), operator.attrgetter("shape")
 _STRIPPED = re.compile(r"(?<=[\n.])(?:(?:module|_orig_mod)\.)+")
 """What DataParallel and torch.compile put before names, wherever they wrapped."""
 
@@ -74,11 +76,11 @@ def judge_architecture(inspection: Inspection, required: Sequence[str], table: T
         required: keys of the state dict, or prefixes of such (`model.encoder`).
         table: what is known (see `architectures`).
     """
-    weights = [(tensor.name, tensor.shape) for tensor in inspection.tensors if tensor.role == "weights"]
+    weights = [tensor for tensor in inspection.tensors if tensor.role == "weights"]
     if not weights:
         nothing_there = any(found.code == "state_dict.missing" for found in inspection.findings)
         return msgspec.structs.replace(inspection, architecture_valid=False if required and nothing_there else None)
-    names, shapes = zip(*weights, strict=True)
+    names, shapes = list(map(_name_of, weights)), list(map(_shape_of, weights))
     recognized = recognize(names, shapes, table)
     valid, missing = judge_required(names, required)
     # Of a damaged file there are other things to say.
