@@ -65,9 +65,12 @@ class Announcements:
         missed = [announcement.number for announcement in self._rebuilt if announcement.at >= since]
         return missed[0] - 1 if missed else self.number
 
-    def frame(self, since: int, at: Cursor) -> Frame:
+    def frame(self, since: int, at: Cursor, *, gzip: bool = False) -> Frame:
         """Everything announced since number `since`, for a reader at `at`; heartbeats and progress only as of now."""
-        return self._cache.get(("announcements", since, self.round, at), lambda: self._make(since, at))
+        key = ("announcements", since, self.round, at, gzip)
+        if gzip:
+            return self._cache.get(key, lambda: self.frame(since, at).gzipped())
+        return self._cache.get(key, lambda: self._make(since, at))
 
     def _next(self, body: bytes) -> _Announcement:
         self.number += 1

@@ -20,6 +20,7 @@ from .compat import CompatRoutes
 from .health import HealthRoutes
 from .parameters import parse_events
 from .problems import ProblemError
+from .responses import offers_gzip
 from .security import AccessPolicy
 
 EVENTS_PATH = "/checkpoints/events"
@@ -88,9 +89,10 @@ class CatalogApp(Starlette):
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         parameters = QueryParams(scope["query_string"])
         view = parse_events(parameters)
-        header = next((value for name, value in scope["headers"] if name == b"last-event-id"), b"").decode("latin-1")
-        last_event_id = header or parameters.get("last_event_id")
-        await self._hub.serve(view, last_event_id, receive, send, self._access.response_headers(scope))
+        headers = dict(scope["headers"])
+        last_event_id = headers.get(b"last-event-id", b"").decode("latin-1") or parameters.get("last_event_id")
+        gzip = offers_gzip(headers.get(b"accept-encoding", b"").decode("latin-1"))
+        await self._hub.serve(view, last_event_id, receive, send, self._access.response_headers(scope), gzip=gzip)
 
     async def _answer(self, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
         """Let `app` answer, with the headers that every answer has, and measure it."""

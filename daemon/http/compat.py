@@ -13,6 +13,7 @@ from ckptd.catalog.query import Page, Query
 from . import sse
 from .checkpoints import CheckpointRoutes, ending_stream
 from .parameters import parse_limited, parse_list, parse_stream
+from .responses import accepts_gzip
 
 DEFAULT_LIMIT = 100
 _BYTES_PER_MB = 1 << 20
@@ -52,7 +53,8 @@ class CompatRoutes:
     async def stream(self, request: Request) -> Response:
         """As `/checkpoints/stream`, with these field names."""
         query, batch_size = parse_stream(request.query_params)
-        return ending_stream(await self._checkpoints.page(query), batch_size, _batch)
+        page = await self._checkpoints.page(query)
+        return ending_stream(page, batch_size, _batch, gzip=accepts_gzip(request))
 
 
 def compat_entry(entry: CheckpointEntry) -> CompatEntry:

@@ -14,26 +14,21 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import Receive, Send
 
-from ckptd.catalog.entry import Revision
 from ckptd.catalog.store import Batch, Catalog
 
 from ..metrics import StreamCounts
 from . import sse
 from .announcements import Announcements
-from .frames import Changes, Frame, FrameCache, SnapshotFeed, View
-from .listener import Listener
+from .frames import Changes, Frame, FrameCache, View
+from .listener import Listener, opening_of, seen_by
 from .sending import SenderFactory, sender_for
+from .snapshots import SnapshotReader, Snapshots
 from .sse import Cursor
 
 LIVE_PER_TURN = 128
 """Listeners served before the loop gets its turn (about 1 ms)."""
-PIECES_PER_TURN = 4
-"""Snapshot pieces sent in one turn: 200 clients that start at once must not delay those who listen."""
-SNAPSHOT_SHARED_S = 0.25
-"""Listeners that come within this time share one snapshot (sorting 100,000 entries takes 50 ms); the log brings them
-up to date."""
-SNAPSHOT_PINNED_S = 300.0
-"""How long one reader's snapshot may hold tombstones back; a slower one starts anew if it missed a deletion."""
+STARTING_PER_TURN_S = 0.0015
+"""Time for those who start, of each turn: 200 snapshots at once must not delay those who listen."""
 CLOSING_GRACE_S = 2.0
 """At the end, a listener that does not take its `bye` for so long is cut off."""
 
@@ -44,6 +39,7 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
+GZIP_HEADERS = [*STREAM_HEADERS, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
 
 
 class EventHub:
@@ -79,6 +75,7 @@ class EventHub:
         self._sender_factory = sender_factory
         self._cache = FrameCache()
         self._changes = Changes(catalog, self._cache)
+        self._snapshots = Snapshots(catalog, self._cache)
         self._news = Announcements(self._cache, lambda: self.complete_as_of())
         self._target: int = catalog.revision
         """Everything up to here is being sent; later changes wait for the next round."""
@@ -89,7 +86,6 @@ class EventHub:
         self._live: collections.deque[Listener] = collections.deque()
         self._starting: collections.deque[Listener] = collections.deque()
         self._blocked: dict[Listener, None] = {}
-        self._feeds: dict[tuple[str, str], tuple[float, SnapshotFeed]] = {}
         self._work = asyncio.Event()
         self._gone = asyncio.Event()
         self._closing = False
@@ -152,6 +148,8 @@ class EventHub:
         receive: Receive,
         send: Send,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        *,
+        gzip: bool = False,
     ) -> None:
         """Serve one listener until it goes or the hub closes.
 
@@ -161,15 +159,19 @@ class EventHub:
             receive: ASGI.
             send: ASGI.
             headers: further response headers.
+            gzip: it asked for gzip.
         """
-        await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *headers]})
+        own = GZIP_HEADERS if gzip else STREAM_HEADERS
+        await send({"type": "http.response.start", "status": 200, "headers": [*own, *headers]})
         if self._closing or self._tasks is None or len(self._listeners) >= self._max_listeners:
             self.counts.turned_away += 1
             full = len(self._listeners) >= self._max_listeners
-            await send(self._bye("too many listeners" if full else "shutdown").message)
+            bye = self._bye("too many listeners" if full else "shutdown")
+            await send((bye.gzipped(first=True) if gzip else bye).message)
             return
-        listener = Listener(view, self._news.told_to(last_event_id), self._opening(view, last_event_id))
-        listener.seen = self._seen(last_event_id)
+        opening = opening_of(self._catalog, view, last_event_id)
+        listener = Listener(view, self._news.told_to(last_event_id), opening, gzip=gzip)
+        listener.seen = seen_by(self._catalog, last_event_id)
         listener.sender = self._sender_factory(send, functools.partial(self._ready, listener), self._tasks)
         self._listeners[listener] = None
         self.counts.listeners = len(self._listeners)
@@ -179,28 +181,6 @@ class EventHub:
         finally:
             self._forget(listener)
 
-    def _opening(self, view: View, last_event_id: str | None) -> str | Cursor:
-        """The reason why the listener gets a snapshot, or its good cursor."""
-        if not last_event_id:
-            return "start"
-        cursor = Cursor.parse(last_event_id)
-        if cursor is None:
-            return "unknown cursor"
-        if cursor.instance != self._catalog.instance:
-            return "other instance"
-        if cursor.filter_hash != view.filter_hash:
-            return "other filter"
-        if cursor.revision > self._catalog.revision:
-            return "cursor in the future"
-        if not self._catalog.can_resume(cursor.revision):
-            return "cursor too old"
-        return cursor
-
-    def _seen(self, last_event_id: str | None) -> int:
-        cursor = Cursor.parse(last_event_id or "")
-        known = cursor is not None and cursor.instance == self._catalog.instance
-        return cursor.revision if cursor is not None and known else 0
-
     # ---- the broadcaster -----------------------------------------------------------------------------------
 
     def _turn(self) -> bool:
@@ -209,9 +189,17 @@ class EventHub:
             self._begin_round()
         for _ in range(min(LIVE_PER_TURN, len(self._live))):
             self._advance(self._live.popleft())
-        for _ in range(min(PIECES_PER_TURN, len(self._starting))):
-            self._advance(self._starting.popleft())
+        if self._starting:
+            self._serve_starting()
         return bool(self._live or self._starting or self._round_due)
+
+    def _serve_starting(self) -> None:
+        """Each at most once, so that one that waits for its filter does not use up the time of the others."""
+        until = time.perf_counter() + STARTING_PER_TURN_S
+        for _ in range(len(self._starting)):
+            self._advance(self._starting.popleft())
+            if time.perf_counter() >= until:
+                return
 
     def _begin_round(self) -> None:
         self._round_due = False
@@ -262,23 +250,22 @@ class EventHub:
     def _has_work(self, listener: Listener) -> bool:
         return (
             self._closing
-            or listener.feed is not None
-            or listener.opening is not None
+            or listener.is_starting
             or listener.cursor < self._target
             or listener.announced < self._news.round
         )
 
     def _next_frame(self, listener: Listener) -> Frame | None:
         if self._closing:
-            return self._bye("shutdown")
+            return self._single(listener, self._bye("shutdown"))
         if listener.opening is not None:
             return self._open(listener)
-        if listener.feed is not None:
-            return self._snapshot_frame(listener, listener.feed)
+        if listener.snapshot is not None:
+            return self._snapshot_frame(listener, listener.snapshot)
         while listener.cursor < self._target:
             if not self._catalog.can_resume(listener.cursor):
-                return self._start_snapshot(listener, "cursor too old")
-            frame = self._changes.frame(listener.cursor, self._target, listener.view)
+                return self._single(listener, self._start_snapshot(listener, "cursor too old"))
+            frame = self._changes.frame(listener.cursor, self._target, listener.view, gzip=listener.gzip)
             if frame.size:
                 return frame
             assert frame.cursor is not None
@@ -289,6 +276,10 @@ class EventHub:
 
     def _open(self, listener: Listener) -> Frame:
         opening, listener.opening = listener.opening, None
+        frame = self._opened(listener, opening)
+        return frame.gzipped(first=True) if listener.gzip else frame
+
+    def _opened(self, listener: Listener, opening: str | Cursor | None) -> Frame:
         # Asked again: the log may have moved on between the request and this turn.
         if isinstance(opening, Cursor):
             if opening.instance == self._catalog.instance and self._catalog.can_resume(opening.revision):
@@ -297,53 +288,36 @@ class EventHub:
         assert opening is not None
         return self._start_snapshot(listener, opening)
 
+    def _single(self, listener: Listener, frame: Frame) -> Frame:
+        """A frame for this listener alone. The first one of its stream begins the compression."""
+        return frame.gzipped(first=listener.opening is not None) if listener.gzip else frame
+
     # ---- snapshots -----------------------------------------------------------------------------------------
 
     def _start_snapshot(self, listener: Listener, reason: str) -> Frame:
-        feed = listener.feed = self._feed(listener.view, max(listener.seen, listener.cursor))
-        listener.piece = 0
-        self._catalog.pin(feed.revision)
-        listener.pinned_until = time.monotonic() + SNAPSHOT_PINNED_S
+        at_least = max(listener.seen, listener.cursor)
+        listener.snapshot = self._snapshots.begin(listener.view, at_least, gzip=listener.gzip)
         return Frame.of(sse.reset(reason))
 
-    def _snapshot_frame(self, listener: Listener, feed: SnapshotFeed) -> Frame | None:
-        try:
-            frame = feed.piece(listener.piece)
-        except IndexError:
-            assert feed.total is not None
-            listener.feed = None
-            self._unpin(listener, feed)
-            at = Cursor(self._catalog.instance, feed.revision, feed.view.filter_hash)
-            return Frame.of(sse.complete(feed.total, feed.revision, at), feed.revision)
+    def _snapshot_frame(self, listener: Listener, snapshot: SnapshotReader) -> Frame | None:
+        frame = self._snapshots.next_frame(snapshot)
         if frame is None:  # its filter is still at work
             self._enqueue(listener)
-            return None
-        listener.piece += 1
+        elif frame.cursor is not None:  # complete
+            self._end_snapshot(listener)
         return frame
 
-    def _feed(self, view: View, at_least: int) -> SnapshotFeed:
-        """A snapshot of `view`: one that was begun a moment ago, or a new one."""
-        now = time.monotonic()
-        self._feeds = {key: known for key, known in self._feeds.items() if now - known[0] <= SNAPSHOT_SHARED_S}
-        key = (self._catalog.instance, view.filter_hash)
-        known = self._feeds.get(key)
-        if known is not None and known[1].revision >= at_least and self._catalog.can_resume(known[1].revision):
-            return known[1]
-        feed = SnapshotFeed(self._catalog.snapshot(), view, self._cache)
-        self._feeds[key] = (now, feed)
-        return feed
-
-    def _unpin(self, listener: Listener, feed: SnapshotFeed) -> None:
-        if listener.pinned_until is not None:
-            listener.pinned_until = None
-            self._catalog.unpin(Revision(feed.revision))
+    def _end_snapshot(self, listener: Listener) -> None:
+        if listener.snapshot is not None:
+            self._snapshots.end(listener.snapshot)
+            listener.snapshot = None
 
     # ---- announcements -------------------------------------------------------------------------------------
 
     def _announcements(self, listener: Listener) -> Frame:
         since, listener.announced = listener.announced, self._news.round
         at = Cursor(self._catalog.instance, listener.cursor, listener.view.filter_hash)
-        return self._news.frame(since, at)
+        return self._news.frame(since, at, gzip=listener.gzip)
 
     def _bye(self, reason: str) -> Frame:
         # Spread out, so that all do not come back in the same moment.
@@ -377,15 +351,14 @@ class EventHub:
         if listener.queued or listener.blocked_since is not None:
             return
         listener.queued = True
-        starting = listener.feed is not None or listener.opening is not None
-        (self._starting if starting else self._live).append(listener)
+        (self._starting if listener.is_starting else self._live).append(listener)
         self._work.set()
 
     def _ready(self, listener: Listener) -> None:
         """A sender's call back: the message under way can go on."""
         if listener in self._listeners and not listener.queued:
             listener.queued = True
-            (self._starting if listener.feed is not None else self._live).append(listener)
+            (self._starting if listener.is_starting else self._live).append(listener)
             self._work.set()
 
     async def _keep_time(self) -> None:
@@ -405,9 +378,7 @@ class EventHub:
             if now - listener.blocked_since >= self._send_timeout_s:
                 self.counts.timed_out += 1
                 self._cut_off(listener)
-        for listener in self._listeners:
-            if listener.feed is not None and listener.pinned_until is not None and now >= listener.pinned_until:
-                self._unpin(listener, listener.feed)
+        self._snapshots.unpin_slow(now)
 
     def _cut_off(self, listener: Listener) -> None:
         listener.sender.abandon()
@@ -418,7 +389,5 @@ class EventHub:
             return
         self.counts.listeners = len(self._listeners)
         self._blocked.pop(listener, None)
-        if listener.feed is not None:
-            self._unpin(listener, listener.feed)
-            listener.feed = None
+        self._end_snapshot(listener)
         self._gone.set()

@@ -6,22 +6,14 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from ckptd.catalog.entry import Record
-from ckptd.catalog.store import Catalog, LogItem, Snapshot, Tombstone, revision_of
+from ckptd.catalog.store import Catalog, LogItem, Tombstone, revision_of
 
 from . import sse
+from .compression import GZIP_HEADER, shared_piece
 from .sse import Cursor
 
-FIRST_BATCH = 32
-"""Entries of a snapshot's first piece: one screen, at once."""
-NEXT_BATCH = 500
-"""Entries of each further piece: about 300 KB, 0.2 ms to hand to the kernel."""
 CHANGES_PER_FRAME = 500
-SCAN_PER_TURN = 1_500
-"""Entries that a snapshot's filter looks at before the event loop gets its turn (1.5 ms)."""
 CACHE_BYTES = 32 << 20
-
-
-_feeds = itertools.count()
 
 
 class View(NamedTuple):
@@ -48,6 +40,11 @@ class Frame(NamedTuple):
     def size(self) -> int:
         """Bytes of the body."""
         return len(self.message["body"])
+
+    def gzipped(self, *, first: bool = False) -> "Frame":
+        """The same for a reader that asked for gzip; its first frame begins the stream."""
+        body = (GZIP_HEADER if first else b"") + shared_piece(self.message["body"])
+        return self.of(body, self.cursor, final=not self.message["more_body"])
 
 
 class FrameCache:
@@ -79,7 +76,7 @@ class Changes:
         self._catalog = catalog
         self._cache = cache
 
-    def frame(self, cursor: int, target: int, view: View) -> Frame:
+    def frame(self, cursor: int, target: int, view: View, *, gzip: bool = False) -> Frame:
         """What a reader of `view` at `cursor` needs next on its way to `target`; the body may be empty.
 
         Raises:
@@ -87,7 +84,9 @@ class Changes:
         """
         if not self._catalog.can_resume(cursor):
             raise ValueError(f"cursor {cursor} is below the floor {self._catalog.floor}")
-        key = ("changes", self._catalog.instance, cursor, target, view.filter_hash)
+        key = ("changes", self._catalog.instance, cursor, target, view.filter_hash, gzip)
+        if gzip:
+            return self._cache.get(key, lambda: self.frame(cursor, target, view).gzipped())
         return self._cache.get(key, lambda: self._make(cursor, target, view))
 
     def _make(self, cursor: int, target: int, view: View) -> Frame:
@@ -109,56 +108,5 @@ class Changes:
         return Frame.of(b"".join(pieces), reached)
 
 
-class SnapshotFeed:
-    """One snapshot under one view, cut into pieces; read by any number of listeners, each at its own pace."""
-
-    def __init__(self, snapshot: Snapshot, view: View, cache: FrameCache) -> None:
-        self.revision = snapshot.revision
-        self.view = view
-        self._key = next(_feeds)
-        self._cache = cache
-        self._source = snapshot.records
-        self._scanned = 0
-        self._matching: list[Record] = []
-
-    @property
-    def total(self) -> int | None:
-        """Matching entries; None until all were looked at."""
-        return len(self._matching) if self._scanned == len(self._source) else None
-
-    def piece(self, index: int) -> Frame | None:
-        """The piece `index`, or None when it is not ready yet: ask again at the next turn of the loop.
-
-        Raises:
-            IndexError: the snapshot has no further pieces.
-        """
-        start, stop = _bounds(index)
-        # One entry more than the piece holds tells whether another follows.
-        if not self._has_scanned(stop):
-            self._scan()
-            if not self._has_scanned(stop):
-                return None
-        if start >= len(self._matching):
-            raise IndexError(index)
-        records = self._matching[start:stop]
-        has_more = len(self._matching) > stop
-        return self._cache.get(("snapshot", self._key, index), lambda: Frame.of(sse.batch(records, has_more=has_more)))
-
-    def _has_scanned(self, stop: int) -> bool:
-        return self.total is not None or len(self._matching) > stop
-
-    def _scan(self) -> None:
-        end = min(self._scanned + SCAN_PER_TURN, len(self._source))
-        self._matching.extend(filter(self.view.matches, self._source[self._scanned : end]))
-        self._scanned = end
-
-
 def _is_shown(item: LogItem, view: View) -> bool:
     return not isinstance(item, Tombstone) and view.matches(item)
-
-
-def _bounds(index: int) -> tuple[int, int]:
-    if index == 0:
-        return 0, FIRST_BATCH
-    start = FIRST_BATCH + (index - 1) * NEXT_BATCH
-    return start, start + NEXT_BATCH

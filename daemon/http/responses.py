@@ -30,7 +30,12 @@ def is_current(request: Request, etag: str) -> bool:
 
 def accepts_gzip(request: Request) -> bool:
     """Whether the client asked for gzip."""
-    for offer in request.headers.get("accept-encoding", "").split(","):
+    return offers_gzip(request.headers.get("accept-encoding", ""))
+
+
+def offers_gzip(accept_encoding: str) -> bool:
+    """Whether a client that sent this header understands gzip (RFC 9110, 12.5.3)."""
+    for offer in accept_encoding.split(","):
         coding, _, weight = offer.partition(";")
         if coding.strip().lower() in ("gzip", "*"):
             return weight.replace(" ", "").rstrip("0.") != "q="

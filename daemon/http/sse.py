@@ -9,7 +9,8 @@ from ckptd.catalog.entry import Record
 from ckptd.catalog.store import DeleteReason, LogItem, Tombstone, revision_of
 
 _encode = msgspec.json.encode
-_REVISION = re.compile(r"[0-9]{1,18}")
+_REVISION = re.compile(r"0|[1-9][0-9]{0,17}")
+"""As `str` writes it: what begins with a zero is not ours."""
 
 
 class Cursor(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import zlib
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -33,6 +34,10 @@ class EventParser:
         self._rest += chunk
         *blocks, self._rest = self._rest.split(b"\n\n")
         return [self._message(block.decode()) for block in blocks]
+
+    def interrupted(self) -> None:
+        """The connection ended: half an event is none (WHATWG HTML, 9.2.6, at the end of the stream)."""
+        self._rest = b""
 
     def _message(self, block: str) -> Message:
         retry, data = None, []
@@ -137,40 +142,65 @@ def _revision_of(message: Message) -> int:
 
 
 class InProcessListener:
-    """A listener without a socket, whose reading can be stopped, and whose going is seen as servers report it."""
+    """A listener without a socket, whose reading can be stopped, and whose going is seen as servers report it.
 
-    def __init__(self, state: ClientState) -> None:
+    What it does not read waits first on its way (`lag`: the server's sends succeed), or in the server (`stall`).
+    """
+
+    def __init__(self, state: ClientState, *, gzip: bool = False) -> None:
         self.state = state
         self.messages: list[Message] = []
         self.ended = False
         self.is_waited_for = False
         self.failure: AssertionError | None = None
         """What was wrong with a message. Raised here it would only look like a client that broke."""
-        self._reading = asyncio.Event()
-        self._reading.set()
+        self._decompressor = zlib.decompressobj(31) if gzip else None
+        self._gzip = gzip
+        self._on_its_way = bytearray()
+        self.lags = False
+        self._room = asyncio.Event()
+        self._room.set()
         self._gone = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def connect(self, hub: EventHub, view: View, last_event_id: str | None) -> Self:
-        self._task = asyncio.ensure_future(hub.serve(view, last_event_id, self._receive, self._send))
+        self._task = asyncio.ensure_future(hub.serve(view, last_event_id, self._receive, self._send, gzip=self._gzip))
         return self
 
+    def lag(self) -> None:
+        """Read nothing more, while all that is sent finds room."""
+        self.lags = True
+
     def stall(self) -> None:
-        self._reading.clear()
+        """Read nothing more, and have the next send wait."""
+        self.lags = True
+        self._room.clear()
+
+    def read(self, limit: int | None = None) -> None:
+        """Read what is on its way, at most so many bytes."""
+        size = len(self._on_its_way) if limit is None else limit
+        chunk = bytes(self._on_its_way[:size])
+        del self._on_its_way[:size]
+        try:
+            self.messages += self.state.feed(
+                chunk if self._decompressor is None else self._decompressor.decompress(chunk)
+            )
+        except AssertionError as failure:
+            self.failure = self.failure or failure
 
     def read_on(self) -> None:
-        self._reading.set()
+        """Read all there is, and all that comes."""
+        self.lags = False
+        self.read()
+        self._room.set()
 
     async def leave(self) -> None:
         """Close the connection; whatever was not read is lost."""
         self._gone.set()
-        self._reading.set()
+        self._room.set()
         assert self._task is not None
         await self._task
-
-    @property
-    def is_reading(self) -> bool:
-        return self._reading.is_set()
+        self.state.parser.interrupted()
 
     async def _receive(self) -> dict[str, Any]:
         await self._gone.wait()
@@ -179,14 +209,13 @@ class InProcessListener:
     async def _send(self, message: Any) -> None:
         # As uvicorn: wait while the client does not read, drop what comes after it has gone.
         self.is_waited_for = True
-        await self._reading.wait()
+        await self._room.wait()
         self.is_waited_for = False
         if self._gone.is_set() or message["type"] == "http.response.start":
             return
-        try:
-            self.messages += self.state.feed(message["body"])
-        except AssertionError as failure:
-            self.failure = self.failure or failure
+        self._on_its_way += message["body"]
+        if not self.lags:
+            self.read()
         if not message["more_body"]:
             self.ended = True
             self._gone.set()

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
+import gzip
 import logging
 import os
 import re
 import socket
+import zlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -22,6 +26,7 @@ from starlette.routing import Mount
 from ckptd.catalog.entry import Health
 from ckptd.catalog.store import Catalog, Retention
 from ckptd.daemon.http import AccessPolicy, build_app
+from ckptd.daemon.http.compression import GZIP_HEADER, shared_piece
 from ckptd.daemon.http.frames import View
 from ckptd.daemon.settings import Settings
 from tests.catalog.catalog_records import put, record_of
@@ -157,6 +162,66 @@ def _normalised(data: bytes) -> str:
     return re.sub(r"^retry: \d+$", "retry: <random>", text, flags=re.MULTILINE)
 
 
+# ---- compression -----------------------------------------------------------------------------------------------
+
+
+async def test_a_reader_that_asks_for_gzip_is_told_the_same_and_at_once(tmp_path: Path) -> None:
+    backend = backend_of(tmp_path)
+    backend.put_many(1_200)
+    async with serving(backend) as server:
+        plain = await server.listen()
+        packed = await server.listen(headers="Accept-Encoding: br, gzip;q=0.8\r\n")
+        assert b"content-encoding: gzip" in packed.head
+        assert b"content-encoding" not in plain.head
+        states, unpack = (ClientState(), ClientState()), zlib.decompressobj(31)
+        transferred = 0
+        while not states[0].whole:
+            states[0].feed(await plain.chunk())
+        while not states[1].whole:
+            chunk = await packed.chunk()
+            transferred += len(chunk)
+            states[1].feed(unpack.decompress(chunk))
+        assert states[0].entries == states[1].entries
+        assert len(states[1].entries) == 1_200
+        assert transferred * 5 < 1_200 * 400, "it is compressed"
+        # A small change is stored as it is, a large one is compressed; each can be read as soon as it is there.
+        for count in (1, 300):
+            backend.publish(*(put(record_of(f"run/{n:06d}.ckpt", epoch=-count)) for n in range(count)))
+            told = states[1].feed(unpack.decompress(await packed.chunk()))
+            assert [len(message.data["checkpoints"]) for message in told] == [count]
+        await backend.hub.close()
+        rest = states[1].feed(unpack.decompress(await packed.chunk()))
+        assert [message.type for message in rest] == ["bye"]
+
+
+async def test_gzip_is_not_forced_on_a_reader_that_refuses_it(tmp_path: Path) -> None:
+    async with serving(backend_of(tmp_path)) as server:
+        for refusal in ("gzip;q=0", "identity", "*;q=0", "deflate"):
+            listener = await server.listen(headers=f"Accept-Encoding: {refusal}\r\n")
+            assert b"content-encoding" not in listener.head
+
+
+@pytest.mark.parametrize("path", ["/checkpoints/stream", "/api/inference/checkpoints/stream"])
+async def test_the_stream_that_ends_is_a_whole_gzip_file_where_asked(path: str, tmp_path: Path) -> None:
+    backend = backend_of(tmp_path)
+    backend.put_many(40)
+    async with serving(backend) as server, server.client() as client:
+        plain = await client.get(f"{path}?batch_size=7", headers={"Accept-Encoding": "identity"})
+        async with client.stream("GET", f"{path}?batch_size=7", headers={"Accept-Encoding": "gzip"}) as packed:
+            assert packed.headers["content-encoding"] == "gzip"
+            raw = b"".join([chunk async for chunk in packed.aiter_raw()])
+        assert gzip.decompress(raw) == plain.content, "with its checksum and length"
+        assert "content-encoding" not in plain.headers
+
+
+@given(st.lists(st.binary(max_size=3000)))
+def test_pieces_that_were_compressed_apart_are_one_stream_in_any_order(pieces: list[bytes]) -> None:
+    unpack = zlib.decompressobj(31)
+    assert unpack.decompress(GZIP_HEADER) == b""
+    for piece in [*pieces, *reversed(pieces)]:
+        assert unpack.decompress(shared_piece(piece)) == piece, "each can be read at once"
+
+
 # ---- behaviour -------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +234,7 @@ async def test_a_large_snapshot_comes_in_pieces_the_first_one_small(tmp_path: Pa
         while not state.whole:
             messages = state.feed(await listener.chunk())
             counts += [message.data["count"] for message in messages if message.type == "batch"]
-        assert counts == [32, 500, 500, 168]
+        assert counts == [32, *[100] * 11, 68]
         assert len(state.entries) == 1_200
 
 

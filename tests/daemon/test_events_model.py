@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import enum
 import functools
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,7 +20,7 @@ from hypothesis.stateful import (
 
 from ckptd.catalog.entry import Health, Record, Revision
 from ckptd.catalog.store import Catalog, DeleteReason, Retention, Tombstone, revision_of
-from ckptd.daemon.http import events, frames
+from ckptd.daemon.http import events, frames, snapshots
 from ckptd.daemon.http.events import EventHub
 from ckptd.daemon.http.frames import View
 from ckptd.daemon.http.sending import SenderFactory, SteppedSender, sender_for
@@ -30,7 +31,28 @@ PATHS = [f"run/{name}.ckpt" for name in "abcdefgh"]
 CLIENTS = 4
 SETTLE_TURNS = 2_000
 RETENTION = Retention(tombstones_kept=3, tombstone_age_s=5, compact_holes=4)
-Saved = tuple[Sequence[Record], Sequence[Tombstone], Revision, Revision]
+
+
+class Saved(NamedTuple):
+    """What a state directory holds."""
+
+    instance: str
+    records: Sequence[Record]
+    tombstones: Sequence[Tombstone]
+    revision: Revision
+    floor: Revision
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> "Saved":
+        return cls(catalog.instance, tuple(catalog), tuple(catalog.tombstones()), catalog.revision, catalog.floor)
+
+
+class End(enum.Enum):
+    """How a run of the daemon ends."""
+
+    CLEAN = "it says bye, and its state is closed"
+    KILLED = "in the middle of whatever it does; all that was told is in the state"
+    POWER_LOST = "the same, and the disk has lost what was written last"
 
 
 def everything(_: Record) -> bool:
@@ -69,7 +91,12 @@ class StreamMachine(RuleBasedStateMachine):
         for client in self.clients:
             client.state.has_all = functools.partial(self._has_all, client.state)
         self.instances = 0
-        self.saved: Saved = ((), (), Revision(0), Revision(0))
+        self.names = {"i0"}
+        """What the log has been called in this run of the daemon."""
+        self.saved = Saved("i0", (), (), Revision(0), Revision(0))
+        """What a machine that loses its power will find again."""
+        self.last_written: Saved | None = None
+        """What the disk held when it began to refuse; None while it does not."""
         self.tokens = 0
         self.time = 0.0
 
@@ -98,14 +125,15 @@ class StreamMachine(RuleBasedStateMachine):
         self.hub_task = asyncio.ensure_future(self.hub.run())
         await asyncio.sleep(0)
 
-    async def _stop_hub(self) -> None:
-        await self.hub.close()
+    async def _stop_hub(self, *, clean: bool = True) -> None:
+        if clean:
+            await self.hub.close()
         self.hub_task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self.hub_task
         for client in self.clients:
             if client.listener is not None:
-                assert client.state.said_bye or not client.listener.ended
+                assert client.state.said_bye or client.listener.lags or not client.listener.ended
                 await client.listener.leave()
                 client.listener = None
             client.state.said_bye = False
@@ -129,13 +157,18 @@ class StreamMachine(RuleBasedStateMachine):
     def delete(self, paths: list[str]) -> None:
         self._publish([drop(path, reason=DeleteReason.MOVED) for path in paths])
 
-    @rule(number=st.integers(0, CLIENTS - 1), turns=st.integers(0, 12), view=st.none() | st.sampled_from(VIEWS))
-    def connect(self, number: int, turns: int, view: View | None) -> None:
+    @rule(
+        number=st.integers(0, CLIENTS - 1),
+        turns=st.integers(0, 12),
+        view=st.none() | st.sampled_from(VIEWS),
+        gzip=st.booleans(),
+    )
+    def connect(self, number: int, turns: int, view: View | None, gzip: bool) -> None:
         """Connect, or leave in the middle of whatever comes and connect again, perhaps with another filter."""
         client = self.clients[number]
-        self.disconnect(number)
+        self.disconnect(number, None)
         client.view = view or client.view
-        listener = client.listener = InProcessListener(client.state)
+        listener = client.listener = InProcessListener(client.state, gzip=gzip)
         last_event_id = client.state.parser.last_event_id or None
         if last_event_id is None:
             # Cut off within a snapshot, it had dropped everything: it may be shown one from a moment ago.
@@ -147,18 +180,35 @@ class StreamMachine(RuleBasedStateMachine):
 
         self.run(begin())
 
-    @rule(number=st.integers(0, CLIENTS - 1))
-    def disconnect(self, number: int) -> None:
+    @rule(number=st.integers(0, CLIENTS - 1), read_first=st.none() | st.integers(0, 600))
+    def disconnect(self, number: int, read_first: int | None) -> None:
+        """Vanish, in the middle of a frame as well: so many bytes of what is on its way are still read."""
         client = self.clients[number]
         if client.listener is not None:
+            if read_first is not None:
+                client.listener.read(read_first)
             self.run(client.listener.leave())
             client.listener = None
 
     @rule(number=st.integers(0, CLIENTS - 1))
+    def lag(self, number: int) -> None:
+        """Read no more, while everything sent finds room on its way."""
+        listener = self.clients[number].listener
+        if listener is not None:
+            listener.lag()
+
+    @rule(number=st.integers(0, CLIENTS - 1))
     def stall(self, number: int) -> None:
+        """Read no more, and have sends wait."""
         listener = self.clients[number].listener
         if listener is not None:
             listener.stall()
+
+    @rule(number=st.integers(0, CLIENTS - 1), size=st.integers(1, 600))
+    def read_a_little(self, number: int, size: int) -> None:
+        listener = self.clients[number].listener
+        if listener is not None:
+            listener.read(size)
 
     @rule(number=st.integers(0, CLIENTS - 1))
     def read_on(self, number: int) -> None:
@@ -186,21 +236,33 @@ class StreamMachine(RuleBasedStateMachine):
         self.run(announce())
 
     @rule()
-    def commit(self) -> None:
-        """What a machine that loses its power now will find again."""
-        catalog = self.catalog
-        self.saved = (tuple(catalog), tuple(catalog.tombstones()), catalog.revision, catalog.floor)
+    def sync(self) -> None:
+        """The disk holds what was written, even if the machine loses its power now."""
+        self.saved = self.last_written or Saved.of(self.catalog)
 
-    @rule(clean=st.booleans())
-    def restart(self, clean: bool) -> None:
-        """A clean restart keeps instance and log; after an unclean one the log goes on from an earlier point."""
-        self.run(self._stop_hub())
-        if clean:
-            self.commit()
-        else:
-            self.instances += 1
-        self.catalog = Catalog(f"i{self.instances}", lambda: self.time, RETENTION)
-        self.catalog.load(*self.saved)
+    @rule()
+    def state_fails(self) -> None:
+        """The state cannot be written any more: news goes on under a name that is not on disk."""
+        if self.last_written is None:
+            self.last_written = Saved.of(self.catalog)
+            self.catalog.renew_instance(self._new_name())
+
+    @rule()
+    def state_recovers(self) -> None:
+        self.last_written = None
+
+    @rule(end=st.sampled_from(End))
+    def restart(self, end: End) -> None:
+        """The log goes on from what the state holds; under a new name if that may be less than was told."""
+        self.run(self._stop_hub(clean=end is End.CLEAN))
+        found = self.last_written or Saved.of(self.catalog)
+        self.names = set()
+        if end is End.POWER_LOST:
+            found = self.saved._replace(instance=self._new_name())
+        self.names.add(found.instance)
+        self.saved, self.last_written = found, None
+        self.catalog = Catalog(found.instance, lambda: self.time, RETENTION)
+        self.catalog.load(found.records, found.tombstones, found.revision, found.floor)
         self.run(self._start_hub())
 
     @precondition(lambda self: any(client.listener is not None for client in self.clients))
@@ -225,9 +287,15 @@ class StreamMachine(RuleBasedStateMachine):
 
         self.run(publish())
 
+    def _new_name(self) -> str:
+        self.instances += 1
+        name = f"i{self.instances}"
+        self.names.add(name)
+        return name
+
     def _has_all(self, state: ClientState, revision: int) -> bool:
         """What was superseded meanwhile is told under its later revision."""
-        if state.instance != self.catalog.instance or state.revision > self.catalog.revision:
+        if state.instance not in self.names or state.revision > self.catalog.revision:
             return False
         return all(revision_of(item) > revision for item in self.catalog.since(state.revision))
 
@@ -265,10 +333,11 @@ class SteppedStreamMachine(StreamMachine):
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """With pieces this small, eight entries make snapshots and ranges of many frames."""
-    monkeypatch.setattr(frames, "FIRST_BATCH", 1)
-    monkeypatch.setattr(frames, "NEXT_BATCH", 2)
+    monkeypatch.setattr(snapshots, "FIRST_BATCH", 1)
+    monkeypatch.setattr(snapshots, "NEXT_BATCH", 2)
+    monkeypatch.setattr(snapshots, "NEXT_BATCH_GZIP", 3)
     monkeypatch.setattr(frames, "CHANGES_PER_FRAME", 3)
-    monkeypatch.setattr(frames, "SCAN_PER_TURN", 2)
+    monkeypatch.setattr(snapshots, "SCAN_PER_TURN", 2)
     monkeypatch.setattr(events, "CLOSING_GRACE_S", 0.01)
 
 
@@ -291,4 +360,4 @@ def test_every_client_ends_up_with_the_catalog(machine: type[StreamMachine]) -> 
 @pytest.mark.parametrize("machine", [StreamMachine, SteppedStreamMachine])
 def test_every_client_ends_up_with_the_catalog_over_many_runs(machine: type[StreamMachine]) -> None:
 
-    run_state_machine_as_test(machine, settings=settings(_quick, max_examples=150, stateful_step_count=80))
+    run_state_machine_as_test(machine, settings=settings(_quick, max_examples=400, stateful_step_count=60))
