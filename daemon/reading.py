@@ -11,15 +11,17 @@ from typing import NamedTuple
 import msgspec
 
 from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
-from ckptd.catalog.entry import FindingRef, Health, Record
+from ckptd.catalog.entry import FindingRef, Health, Record, shown_path
 from ckptd.catalog.opening import past_the_cache
 from ckptd.catalog.verification import BIT_ROT, Verification, conclude, failed
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import Level
 
+from .agenda import Wanted
 from .answers import Death
 from .look import Opened, Viewer
+from .pipeline import Key
 from .settle import LookKind
 from .sidecars import about_sidecars
 from .workers import WorkerDied, WorkerPool, finding_for
@@ -93,6 +95,18 @@ class Reading(NamedTuple):
 Result = tuple[Outcome, Verification | None, str | None]
 """How a reading ended, what is to be remembered of it, and why it failed. Nothing is to be remembered of an attempt
 that says nothing of the file."""
+
+
+class FileToRead:
+    """One file that is to be read, and what came of it."""
+
+    def __init__(self, wanted: Wanted, record: Record, viewer: Viewer) -> None:
+        self.wanted = wanted
+        self.record = record
+        self.viewer = viewer
+        self.key = Key(viewer.root, record.relative_path)
+        self.path = shown_path(viewer.root.join(record.relative_path))[0]
+        self.result: Result | Exception | None = None
 
 
 def is_candidate(record: Record) -> bool:
@@ -189,7 +203,30 @@ async def read_to_end(pool: WorkerPool, reading: Reading, *, level: Level, mb_pe
     return outcome, verification, reason
 
 
-def verified_record(current: Record, shown: Description) -> Record:
+class Attempt:
+    """To publish what was read of a file, if that is still the file that is listed."""
+
+    def __init__(self, record: Record, shown: Description | None, verification: Verification) -> None:
+        self._record = record
+        self._shown = shown
+        self._verification = verification
+        self.overtaken = False
+        """There was other news of the same file meanwhile."""
+
+    def decide(self, current: Record | None) -> Record | None:
+        if current is None or current.entry.health is Health.WRITING:
+            return None
+        if not self._verification.is_of(current.identities.file, current.identities.shards):
+            return None
+        if current is not self._record:
+            self.overtaken = True
+            return None
+        if self._shown is None or current.entry.health is Health.OFFLINE:
+            return current  # what was read is kept, and shown at the next look
+        return _verified(current, self._shown)
+
+
+def _verified(current: Record, shown: Description) -> Record:
     """`current` with what is known of its bytes.
 
     Args:

@@ -26,7 +26,7 @@ from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Batch, Catalog, Tombstone
 from ckptd.catalog.verification import apply
 from ckptd.validators.architectures import table_digest
-from ckptd.validators.inspection import Level
+from ckptd.validators.inspection import FileIdentity, Level
 
 from .completeness import Completeness
 from .filesystems import Filesystems
@@ -117,6 +117,7 @@ class Service:
             catalog=self.catalog,
             journal=self._journal,
             describe=state.description,
+            digest_of=self._digest_of,
             may_write=lambda root: self._locks[root].held(),
             is_busy=self._is_busy,
             enabled=settings.sidecars is Sidecars.AUTO,
@@ -237,6 +238,12 @@ class Service:
         if verification is None:
             return description
         return apply(description, verification, shards=record.identities.shards)
+
+    def _digest_of(self, checkpoint_id: CheckpointId, file: FileIdentity) -> str | None:
+        """Runs in a thread."""
+        verification = self._journal.verification(checkpoint_id)
+        known = verification is not None and verification.is_good and verification.identity == file
+        return verification.digest if verification is not None and known else None
 
     def request_rebuild(self, mode: RebuildMode) -> str:
         """Start a rebuild, or join the one of the same mode that has not begun; returns its token."""

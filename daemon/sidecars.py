@@ -84,6 +84,7 @@ class SidecarWriter:
         catalog: Catalog,
         journal: Journal,
         describe: Callable[[CheckpointId], Description | None],
+        digest_of: Callable[[CheckpointId, FileIdentity], str | None],
         may_write: Callable[[Root], bool],
         is_busy: Callable[[], bool],
         enabled: bool,
@@ -93,6 +94,7 @@ class SidecarWriter:
     ) -> None:
         """Args:
         describe: the stored description of an entry, without its tensors; called in a thread.
+        digest_of: the digest of a whole file in that state, where it was verified already; called in a thread.
         may_write: whether this process is the one that writes into a root; called in a thread.
         is_busy: whether checkpoints wait to be described; news goes before sidecars.
         enabled: False keeps all metadata in the state.
@@ -100,6 +102,7 @@ class SidecarWriter:
         self._catalog = catalog
         self._journal = journal
         self._describe = describe
+        self._digest_of = digest_of
         self._may_write = may_write
         self._is_busy = is_busy
         self._enabled = enabled
@@ -329,7 +332,7 @@ class SidecarWriter:
             status, identity = status_of_checkpoint(root_fd, path)
             if identity != wanted.file:
                 return None
-            metadata = sidecar_for(description)
+            metadata = sidecar_for(description, digest=self._digest_of(wanted.id, wanted.file))
             written = write_sidecar(
                 root_fd,
                 sidecar_path(path, long_name=self._long_name),

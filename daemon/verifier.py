@@ -16,7 +16,7 @@ import anyio.to_thread
 import structlog
 
 from ckptd.catalog.description import Description
-from ckptd.catalog.entry import CheckpointId, Health, Record, shown_path
+from ckptd.catalog.entry import CheckpointId, Record
 from ckptd.catalog.state import State
 from ckptd.catalog.store import Batch, Catalog, Change, Tombstone
 from ckptd.catalog.verification import Verification, apply
@@ -29,7 +29,9 @@ from .look import Viewer
 from .metrics import Metrics
 from .pipeline import Key, Pipeline
 from .reading import (
+    Attempt,
     Effort,
+    FileToRead,
     Outcome,
     Reading,
     Refusal,
@@ -37,7 +39,6 @@ from .reading import (
     is_candidate,
     open_for_reading,
     read_to_end,
-    verified_record,
     young_for_s,
 )
 from .status import VerifierStatus
@@ -62,18 +63,6 @@ NO_POOL_S = 60.0
 SUMMARY_S = 600.0
 """How often the log is told how far it is, while it works."""
 DAY_S = 86_400.0
-
-
-class _File:
-    """One file that is to be read, and what came of it."""
-
-    def __init__(self, wanted: Wanted, record: Record, viewer: Viewer) -> None:
-        self.wanted = wanted
-        self.record = record
-        self.viewer = viewer
-        self.key = Key(viewer.root, record.relative_path)
-        self.path = shown_path(viewer.root.join(record.relative_path))[0]
-        self.result: Result | Exception | None = None
 
 
 class Verifier:
@@ -188,10 +177,10 @@ class Verifier:
 
     # ---- what is next ------------------------------------------------------------------------------------------
 
-    async def _next_group(self) -> list[_File]:
+    async def _next_group(self) -> list[FileToRead]:
         """The next file, or a handful of small ones: a process for each would cost more than to read them."""
         await self._give_way()
-        group: list[_File] = []
+        group: list[FileToRead] = []
         size = 0
         while len(group) < GROUP_FILES and size < GROUP_BYTES:
             await anyio.lowlevel.checkpoint()
@@ -253,7 +242,7 @@ class Verifier:
                 self._agenda.add(item.entry.id, item.modified_ns)
                 self._wake.set()
 
-    def _admit(self, wanted: Wanted) -> _File | None:
+    def _admit(self, wanted: Wanted) -> FileToRead | None:
         """What is to be read, unless it is too early, or nothing can come of it."""
         record = self._catalog.get(wanted.id)
         viewer = None if record is None else self._viewers.get(record.entry.root)
@@ -261,7 +250,7 @@ class Verifier:
             return None
         if self._agenda.rests(wanted.id, record.identities.file):
             return None
-        file = _File(wanted, record, viewer)
+        file = FileToRead(wanted, record, viewer)
         wait_s = young_for_s(record) or (AGAIN_S if self._pipeline.is_pending(file.key) else 0.0)
         if wait_s:
             self._agenda.put_off(wanted.id, anyio.current_time() + wait_s)
@@ -270,7 +259,7 @@ class Verifier:
 
     # ---- a handful of files ------------------------------------------------------------------------------------
 
-    async def _verify(self, pool: WorkerPool, group: Sequence[_File]) -> None:
+    async def _verify(self, pool: WorkerPool, group: Sequence[FileToRead]) -> None:
         """Read files together, and publish what that shows in their order."""
         opened = await anyio.to_thread.run_sync(self._open, group)
         began_at = anyio.current_time()
@@ -290,11 +279,11 @@ class Verifier:
         problem = next((file.result for file in group if isinstance(file.result, ZygoteError)), None)
         await self._without_pool(problem)
 
-    def _open(self, group: Sequence[_File]) -> dict[_File, Reading | Refusal]:
+    def _open(self, group: Sequence[FileToRead]) -> dict[FileToRead, Reading | Refusal]:
         """Runs in a thread."""
         return {file: self._open_one(file) for file in group}
 
-    def _open_one(self, file: _File) -> Reading | Refusal:
+    def _open_one(self, file: FileToRead) -> Reading | Refusal:
         checkpoint_id = file.wanted.id
         try:
             description = self._state.description(checkpoint_id)
@@ -306,7 +295,7 @@ class Verifier:
             file.result = error
             return Refusal.FAILED
 
-    async def _read(self, pool: WorkerPool, file: _File, opened: Mapping[_File, Reading | Refusal]) -> None:
+    async def _read(self, pool: WorkerPool, file: FileToRead, opened: Mapping[FileToRead, Reading | Refusal]) -> None:
         reading = opened[file]
         if isinstance(reading, Refusal):
             return
@@ -317,7 +306,7 @@ class Verifier:
             # The rim of one file: whatever went wrong with it must not stop the others.
             file.result = error
 
-    async def _conclude(self, file: _File, opened: Reading | Refusal, seconds: float) -> None:
+    async def _conclude(self, file: FileToRead, opened: Reading | Refusal, seconds: float) -> None:
         if isinstance(file.result, ZygoteError):
             self._agenda.add(file.wanted.id, file.record.modified_ns)
         elif isinstance(file.result, Exception):
@@ -351,7 +340,7 @@ class Verifier:
                 self._journal.undescribed.add(key.id)
                 self._agenda.put_off(key.id, anyio.current_time() + UNDESCRIBED_S)
 
-    async def _take_in(self, file: _File, reading: Reading, result: Result, seconds: float) -> None:
+    async def _take_in(self, file: FileToRead, reading: Reading, result: Result, seconds: float) -> None:
         outcome, verification, reason = result
         self._count(outcome, file.record.identities.file.size, seconds)
         if reason is not None and outcome is not Outcome.CHANGED:
@@ -394,7 +383,7 @@ class Verifier:
     ) -> None:
         while True:
             shown = None if description is None else apply(description, verification, shards=verification.shards)
-            attempt = _Attempt(record, shown, verification)
+            attempt = Attempt(record, shown, verification)
             await self._journal.submit(Change(key.id, attempt.decide), verification=verification)
             if not attempt.overtaken:
                 break
@@ -404,26 +393,3 @@ class Verifier:
             record = newer
             description = await anyio.to_thread.run_sync(self._state.description, key.id)
         self._pipeline.hint_aliases(key.id)
-
-
-class _Attempt:
-    """To publish what was read of a file, if that is still the file that is listed."""
-
-    def __init__(self, record: Record, shown: Description | None, verification: Verification) -> None:
-        self._record = record
-        self._shown = shown
-        self._verification = verification
-        self.overtaken = False
-        """There was other news of the same file meanwhile."""
-
-    def decide(self, current: Record | None) -> Record | None:
-        if current is None or current.entry.health is Health.WRITING:
-            return None
-        if not self._verification.is_of(current.identities.file, current.identities.shards):
-            return None
-        if current is not self._record:
-            self.overtaken = True
-            return None
-        if self._shown is None or current.entry.health is Health.OFFLINE:
-            return current  # what was read is kept, and shown at the next look
-        return verified_record(current, self._shown)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from ckptd.validators import Level, inspect_checkpoint
 from tests.catalog.verified_files import flip
 from tests.service.checkpoints import checkpoint_bytes, rename_in
 from tests.service.daemons import Daemon, eventually
@@ -268,3 +270,19 @@ def test_at_level_weights_a_value_that_is_no_number_makes_a_checkpoint_invalid(
         assert "model.weight" in messages(daemon, entry)["weights.non_finite"]
         eventually(lambda: daemon.entries()["good.ckpt"]["verified"] == "weights", "the other one is good")
         assert json.loads(daemon.get("/health/checkpoints").text)["verification"]["level"] == "weights"
+
+
+@pytest.mark.slow
+def test_a_sidecar_that_is_written_after_the_verification_carries_the_digest_of_the_file(
+    outputs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with a_daemon(outputs, tmp_path, sidecar_delay_s=15) as daemon:
+        rename_in(outputs / "a.ckpt", good())
+        entry = verified(daemon, "a.ckpt")["a.ckpt"]
+        sidecar = outputs / "a.ckpt.metadata.yaml"
+        assert not sidecar.exists()
+        eventually(sidecar.exists, "the sidecar is written")
+        digest = yaml.safe_load(sidecar.read_text())["source"]["digest"]
+        assert digest == inspect_checkpoint(outputs / "a.ckpt", Level.CHECKSUM).digest
+        eventually(lambda: daemon.entries()["a.ckpt"]["has_metadata"], "it is listed with its metadata")
+        assert daemon.entries()["a.ckpt"]["verified"] == entry["verified"]
