@@ -2,8 +2,6 @@
 
 import functools
 import hashlib
-import itertools
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -12,45 +10,21 @@ from typing import Any
 import msgspec
 import yaml
 
+from .architecture_rows import ANY_SHAPE, Shape, TableError, expand_rows
+
+__all__ = ["Layout", "Loop", "Shape", "Table", "TableError", "load_table", "table_digest"]
+
 MAX_TABLE_BYTES = 1 << 20
-MAX_ROWS = 20_000
-"""Keys that one layout may come to, its lists written out; the longest of ours has 300."""
 DEFAULT_THRESHOLD = 0.99
 
 _PACKAGED = os.path.join(os.path.dirname(__file__), "architectures.yaml")
 PARTS = ("encoder", "decoder", "head")
-_SETS = {"<wb>": "<weight,bias>", "<bn>": "<weight,bias,running_mean,running_var>"}
+_PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
+_NAME = re.compile(r"(?:[^{}]|\{[a-z]+\})+")
 _LAST, _COUNTER = ".running_var", ".num_batches_tracked"
 """What a batch norm has since torch 0.4.1 besides its statistics: there or not, it says nothing."""
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_PRODUCT = re.compile(r"<([^<>]*)>")
-_TOKEN = re.compile(r"(?:(?P<number>[0-9]{1,9})|(?P<any>_)|(?P<name>[a-z]+)(?:\*(?P<factor>[0-9]{1,6}))?)\Z")
-
 _CSAFE: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's, seven times as fast, where PyYAML was built with it."""
-
-
-class TableError(ValueError):
-    """Raised when a table of architectures cannot be used; the message names the file, the entry and what is wrong."""
-
-
-Dim = int | None | tuple[str, int]
-"""One side of a tensor: its length, any, or (name, factor): so many times what stands under the name."""
-
-
-class Shape(msgspec.Struct, frozen=True, gc=False):
-    """What a tensor's shape must be."""
-
-    dims: tuple[Dim, ...]
-    open_ended: bool = False
-    """Any further sides may follow."""
-    exact: tuple[int, ...] | None = None
-    """All of it, where it is nothing but numbers."""
-    tail: tuple[int, ...] | None = None
-    """What comes after sides of any length, where it is nothing but numbers."""
-
-
-_ANY = Shape((), open_ended=True)
 
 
 class Loop(msgspec.Struct, frozen=True):
@@ -256,14 +230,19 @@ def _respelled(layout: _LayoutEntry, label: str) -> Iterator[_LayoutEntry]:
 
 
 def _layout(name: str, entry: _FamilyEntry, written: _LayoutEntry, label: str) -> Layout:
-    expected = list(_rows(written.expect, f"{label}.expect"))
-    optional = list(_rows(written.optional, f"{label}.optional"))
-    optional += [(key[: -len(_LAST)] + _COUNTER, _ANY) for key, _ in (*expected, *optional) if key.endswith(_LAST)]
+    expected = list(expand_rows(written.expect, f"{label}.expect"))
+    optional = list(expand_rows(written.optional, f"{label}.optional"))
+    optional += [(key[: -len(_LAST)] + _COUNTER, ANY_SHAPE) for key, _ in (*expected, *optional) if key.endswith(_LAST)]
     if not expected:
         raise TableError(f"{label}: expect names no key")
     loops = _loops(expected, optional, label)
     family = entry.family or name
     variants = tuple(_variants(written.variants or entry.variants, family, len(loops), f"{label}.variants"))
+    told = {dim[0] for _, shape in expected if shape is not None for dim in shape.dims if isinstance(dim, tuple)}
+    for variant in variants:
+        untold = {*variant.values, *_PLACEHOLDER.findall(variant.name)} - told
+        if untold:
+            raise TableError(f"{label}.variants: {variant.name} uses {min(untold)!r}, which no expected shape tells")
     keys = tuple((key, shape) for key, shape in expected if shape is not None and "#" not in key)
     repeated = [{after for after, _ in loop.rows} for loop in loops]
     heads = frozenset([_head(key) for key, _ in expected])
@@ -307,93 +286,12 @@ def _loops(
                 continue
             digits, _, _ = after.partition(".")
             if "#" in after or shape is None or not (not digits or (digits.isdecimal() and len(digits) < 4)):
-                raise TableError(
-                    f"{label}: {key!r} has several numbers (#), or a number and .**; write one"
-                )
+                raise TableError(f"{label}: {key!r} has several numbers (#), or a number and .**; write one")
             place = before, int(digits or 0)
             if is_optional and place not in grouped:
                 raise TableError(f"{label}: {key!r} is optional, but no key of the same blocks is expected")
             grouped.setdefault(place, ([], []))[is_optional].append((after[len(digits) :], shape))
     return tuple(Loop(before, start, tuple(rows), tuple(more)) for (before, start), (rows, more) in grouped.items())
-
-
-# ---- rows ------------------------------------------------------------------------------------------------------
-
-
-def _rows(text: str, label: str) -> Iterator[tuple[str, Shape | None]]:
-    """(key, shape) of each line with its lists written out; no shape for a subtree. Counters of batch norms apart."""
-    n = 0
-    for line in text.splitlines():
-        key, _, shape = line.partition("#  ")[0].strip().partition(" ")
-        if not key:
-            continue
-        if key.endswith(".**"):
-            yield _subtree(key, shape, label), None
-            continue
-        for keys, one_shape in _written_out(key, shape, label):
-            n += len(keys)
-            if n > MAX_ROWS:
-                raise TableError(f"{label}: {key!r} comes to more than {MAX_ROWS:,} keys")
-            try:
-                checked = _shape(one_shape)
-            except ValueError as error:
-                raise TableError(f"{label}: {key!r}: {error}") from None
-            for one_key in keys:
-                yield one_key, checked
-
-
-def _subtree(key: str, shape: str, label: str) -> str:
-    module = key.removesuffix(".**")
-    if shape or not module or "." in module or "#" in module:
-        raise TableError(f"{label}: {key!r} must be one module and .**, without a shape")
-    return module
-
-
-def _written_out(key: str, shape: str, label: str) -> Iterator[tuple[list[str], str]]:
-    for name, members in _SETS.items():
-        key = key.replace(name, members)
-    for one_key, one_shape in _zipped(key, shape, label):
-        if "<" not in one_key:
-            yield [one_key], one_shape
-            continue
-        # Split at the sets: text, members, text, members, … text.
-        pieces = _PRODUCT.split(one_key)
-        if math.prod(piece.count(",") + 1 for piece in pieces[1::2]) > MAX_ROWS:
-            raise TableError(f"{label}: {key!r} comes to more than {MAX_ROWS:,} keys")
-        choices = [piece.split(",") if at % 2 else (piece,) for at, piece in enumerate(pieces)]
-        yield list(map("".join, itertools.product(*choices))), one_shape
-
-
-def _zipped(key: str, shape: str, label: str) -> Iterable[tuple[str, str]]:
-    pieces = _BRACES.split(f"{key}\n{shape}")
-    lists = [piece.split(",") for piece in pieces[1::2]]
-    if not lists:
-        return [(key, shape)]
-    if len({len(one) for one in lists}) > 1:
-        raise TableError(f"{label}: the lists of {key!r} have different lengths")
-    columns = [lists[at // 2] if at % 2 else itertools.repeat(piece) for at, piece in enumerate(pieces)]
-    return [("".join(row).split("\n", 1)[0], "".join(row).split("\n", 1)[1]) for row in zip(*columns, strict=False)]
-
-
-@functools.lru_cache(maxsize=4096)
-def _shape(text: str) -> Shape:
-    dims: list[Dim] = []
-    tokens = text.split()
-    open_ended = bool(tokens) and tokens[-1] == "..."
-    for token in tokens[:-1] if open_ended else tokens:
-        match = _TOKEN.match(token)
-        if match is None:
-            raise ValueError(f"{token!r} is no side of a shape; write a number, _, name or name*2")
-        if match["name"]:
-            dims.append((match["name"], int(match["factor"] or 1)))
-        else:
-            dims.append(int(match["number"]) if match["number"] else None)
-    if not tokens:
-        raise ValueError("the shape is missing; write `...` for any")
-    numbers = tuple(dim for dim in dims if isinstance(dim, int))
-    if open_ended or dims[: len(dims) - len(numbers)].count(None) + len(numbers) < len(dims):
-        return Shape(tuple(dims), open_ended)
-    return Shape(tuple(dims), exact=numbers if len(numbers) == len(dims) else None, tail=numbers)
 
 
 # ---- variants and combinations ---------------------------------------------------------------------------------
@@ -404,6 +302,8 @@ def _variants(text: str, family: str, n_loops: int, label: str) -> Iterator[Vari
         name, *words = line.split() or [""]
         if not name:
             continue
+        if not _NAME.fullmatch(name):
+            raise TableError(f"{label}: {name!r} is no name; braces hold the name of a number, such as {{patch}}")
         blocks = tuple(int(word) for word in words if word.isdecimal() and len(word) < 6)
         named = dict(word.split("=", 1) for word in words if "=" in word)
         if len(blocks) + len(named) != len(words) or len(blocks) not in (0, n_loops):

@@ -14,7 +14,8 @@ from torch import nn
 
 from ckptd.validators import inspect_checkpoint
 from ckptd.validators.architectures import TableError, load_table, table_digest
-from ckptd.validators.checks.architecture import Recognized, missing_keys, recognize
+from ckptd.validators.checks.architecture import Recognized, recognize
+from ckptd.validators.checks.required_keys import missing_keys
 from tests.validators import vision_models as vision
 from tests.validators.model_zoo import REPOSITORY, StateDict, models
 
@@ -428,6 +429,10 @@ def test_the_digest_tells_one_table_from_another(tmp_path: Path) -> None:
         ("families: {a: {part: head, layouts: [{expect: 'a.#.b 1', variants: x 1 2}]}}", "x needs 1 numbers"),
         ("families: {a: {part: head, layouts: [{expect: a n, variants: x n=b}]}}", "no number"),
         ("families: {a: {part: head, layouts: [{expect: 'a." + "<1,2,3,4,5,6,7,8>" * 6 + " 1'}]}}", "more than"),
+        ("families: {a: {part: head, layouts: [{expect: a n, variants: 'x{n'}]}}", "'x{n' is no name"),
+        ("families: {a: {part: head, layouts: [{expect: a n, variants: 'x{n.real}'}]}}", "is no name"),
+        ("families: {a: {part: head, layouts: [{expect: a n, variants: 'x{m}'}]}}", "'m', which no expected shape"),
+        ("families: {a: {part: head, layouts: [{expect: a n, variants: x m=1}]}}", "'m', which no expected shape"),
         ("models: dbnet neck=fpn", "dbnet needs part=name"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which architecture do the tensors' names and shapes show; and are the keys there that a user demands.
+"""Which architecture do the tensors' names and shapes show.
 
 A state dict lists the tensors of one module next to each other, and so does every sorted list. The modules at one level
 are therefore found as runs, by a handful of comparisons each, not by walking over all names; the keys that a family
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import msgspec
 
 from ..architectures import PARTS, Layout, Loop, Shape, Table, Variant
-from ..facts import WEIGHT_KEYS
 from ..findings import Finding, finding
 from ..inspection import Inspection, Recognition
 from ..plain import clip
+from .required_keys import judge_required
 
 MANY_TENSORS = 16
 """A model with no more of them is a toy or a probe: that no family knows it is not worth saying."""
@@ -35,8 +35,6 @@ HEAD_TENSORS = 12
 """Tensors, matrices at most, that may lie beside an encoder that is the whole model: a classifier, a loss's buffers."""
 
 _name_of, _shape_of = operator.attrgetter("name"), operator.attrgetter("shape")
-_STRIPPED = re.compile(r"(?<=[\n.])(?:(?:module|_orig_mod)\.)+")
-"""What DataParallel and torch.compile put before names, wherever they wrapped."""
 
 Run = tuple[int, int]
 """From, to before: a slice of the names."""
@@ -124,47 +122,6 @@ def judge_recognition(recognized: Recognized, n_tensors: int) -> list[Finding]:
     if recognized.parts or n_tensors <= MANY_TENSORS:
         return []
     return [finding("architecture.unknown", f"its {n_tensors:,} weights fit no architecture in the table")]
-
-
-# ---- required keys ---------------------------------------------------------------------------------------------
-
-
-def missing_keys(names: Sequence[str], required: Sequence[str]) -> list[str]:
-    """The required keys that are not there.
-
-    `model.encoder` is there if a key equals it or lies below it. `module.` and `_orig_mod.` (DataParallel,
-    torch.compile) are left out of the checkpoint's names where they stand, also in the middle.
-
-    Args:
-        names: of the tensors in the checkpoint: keys of a state dict, with or without that of the state dict itself.
-        required: in the words of the state dict.
-    """
-    text = "\n".join(("", *names, ""))
-    # A bare state dict whose one module is called `model` looks like a checkpoint's `model`: its keys count both ways.
-    holders = [f"{holder}." for holder in dict.fromkeys(name.partition(".")[0] for name in (*names[:1], *names[-1:]))]
-    holders = ["", *(holder for holder in holders if holder[:-1] in WEIGHT_KEYS or "state_dict" in holder)]
-    missing = [key for key in required if not _is_in(text, key, holders)]
-    if missing and ("module." in text or "_orig_mod." in text):
-        text = _STRIPPED.sub("", text)
-        missing = [key for key in missing if not _is_in(text, key, holders)]
-    return missing
-
-
-def judge_required(names: Sequence[str], required: Sequence[str]) -> tuple[bool | None, list[Finding]]:
-    """Whether all required keys are there (None where none are required), and the finding that names the others."""
-    if not required:
-        return None, []
-    missing = missing_keys(names, required)
-    if not missing:
-        return True, []
-    shown = ", ".join(clip(key, 100) for key in missing[:10])
-    more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-    return False, [finding("state_dict.required_keys", f"the state dict has nothing at {shown}{more}")]
-
-
-def _is_in(text: str, key: str, holders: list[str]) -> bool:
-    key = key.strip(".")
-    return any(f"\n{holder}{key}." in text or f"\n{holder}{key}\n" in text for holder in holders)
 
 
 # ---- modules ---------------------------------------------------------------------------------------------------
@@ -358,7 +315,8 @@ def _name(layout: Layout, blocks: list[int], values: dict[str, int]) -> tuple[st
     """(name, family); None where the family is not known without one of its variants."""
     for variant in layout.variants:
         if _is_variant(variant, blocks, values):
-            return variant.name.format_map(values), variant.family
+            # A number that nothing told (its tensor was missing) stays in braces.
+            return re.sub(r"\{([a-z]+)\}", lambda told: str(values.get(told[1], told[0])), variant.name), variant.family
     return (layout.family, layout.family) if layout.generic else None
 
 
