@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from ckptd.catalog.experiment import is_companion_name
+from ckptd.catalog.roots import is_checkpoint_name
 
 from .exits import USAGE, CommandError
 from .targets import Target, Targets, find_targets
@@ -13,8 +14,9 @@ from .targets import Target, Targets, find_targets
 def find_matching(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
     """The checkpoints that files, directories and globs stand for, each once.
 
-    What exists under its literal name is that, whatever its name would mean as a glob. Of what a glob matches, files
-    that belong to a checkpoint are left out: sidecars, configs, the parts of a checkpoint that is a directory.
+    What exists under its literal name is that, whatever its name would mean as a glob. A glob that ends in `*` or `**`
+    stands for what a directory stands for: files with one of the suffixes. Of what another one matches, files that
+    belong to a checkpoint are left out: sidecars, configs, the parts of a checkpoint that is a directory.
 
     Raises:
         CommandError: a path does not exist, or a glob matches no checkpoint; exit code 2.
@@ -23,7 +25,7 @@ def find_matching(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
     matched: list[str] = []
     for path in paths:
         if glob.has_magic(path) and not os.path.lexists(path):
-            matched += _expand(path)
+            matched += _expand(path, suffixes)
         else:
             named.append(path)
     targets = find_targets([*named, *dict.fromkeys(matched)], suffixes)
@@ -38,19 +40,21 @@ def find_matching(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
     return Targets(found, targets.problems)
 
 
-def _expand(pattern: str) -> list[str]:
+def _expand(pattern: str, suffixes: Sequence[str]) -> list[str]:
     # Links that lead nowhere are left out, as in a tree.
     matches = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.exists(path))
     if not matches:
         raise CommandError(f"nothing matches {pattern!r}; name a checkpoint, a directory or a glob", USAGE)
-    kept = [path for path in matches if os.path.isdir(path) or not _is_companion(path)]
+    anything = os.path.basename(pattern) in ("*", "**")
+    kept = [path for path in matches if os.path.isdir(path) or _may_be_checkpoint(path, suffixes if anything else ())]
     if not kept:
-        raise CommandError(f"{pattern!r} matches metadata and configs only, no checkpoint", USAGE)
+        raise CommandError(f"{pattern!r} matches no checkpoint, only other files", USAGE)
     return kept
 
 
-def _is_companion(path: str) -> bool:
-    return is_companion_name(os.fsencode(os.path.basename(path)))
+def _may_be_checkpoint(path: str, suffixes: Sequence[str]) -> bool:
+    name = os.fsencode(os.path.basename(path))
+    return is_checkpoint_name(name, suffixes) if suffixes else not is_companion_name(name)
 
 
 def _is_part(path: bytes, checkpoints: dict[bytes, Target]) -> bool:

@@ -14,6 +14,8 @@ from ckptd.daemon.commands.junit import render_junit
 from ckptd.daemon.rootlock import RootLock
 from ckptd.validators.findings import Severity
 from tests.daemon.command_line import CKPTD, ckptd, ckptd_json, damage, environment, save
+from tests.faults.campaign import put
+from tests.faults.subjects import subjects
 
 COMMANDS = ("serve", "ls", "show", "validate", "metadata", "index", "watch", "rebuild", "token")
 
@@ -204,7 +206,7 @@ def test_validate_at_level_weights_says_that_torch_is_missing_with_exit_code_3(t
     [
         ("nowhere.ckpt", "'nowhere.ckpt' does not exist"),
         ("runs/**/*.ckpt", "nothing matches 'runs/**/*.ckpt'"),
-        ("*.metadata.yaml", "matches metadata and configs only"),
+        ("*.metadata.yaml", "matches no checkpoint, only other files"),
     ],
 )
 def test_validate_of_nothing_exits_2(tmp_path, path, says):
@@ -229,16 +231,16 @@ def test_validate_expands_a_quoted_glob_and_leaves_companions_and_dead_links_out
         "runs/a/best.ckpt": "valid",
         "runs/b/best.ckpt": "valid",
     }
-    assert list(told_by(ckptd("validate", "runs/b/*", home=tmp_path))) == ["runs/b/best.ckpt", "runs/b/weights.bin"]
+    assert list(told_by(ckptd("validate", "runs/b/*", home=tmp_path))) == ["runs/b/best.ckpt"]
+    assert list(told_by(ckptd("validate", "runs/b/*e*", home=tmp_path))) == ["runs/b/best.ckpt", "runs/b/weights.bin"]
     everything = ckptd("validate", "runs/**", home=tmp_path)
     assert everything.returncode == 0, everything.stderr
     assert set(told_by(everything)) == {
         "runs/a/best.ckpt",
         "runs/a/deep/er/last.ckpt",
         "runs/b/best.ckpt",
-        "runs/b/weights.bin",
     }
-    assert len(everything.stdout.splitlines()) == 4, "what is matched twice is told once"
+    assert len(everything.stdout.splitlines()) == 3, "what is matched twice is told once"
 
 
 def test_what_exists_under_its_literal_name_is_no_glob(tmp_path):
@@ -299,6 +301,48 @@ def test_the_number_of_jobs_is_checked_like_the_setting(tmp_path):
     result = ckptd("validate", "good.ckpt", "-j", "none", home=tmp_path)
     assert result.returncode == 2
     assert "workers" in result.stderr
+
+
+def test_keys_that_are_required_are_looked_for_in_each(tmp_path):
+    save(tmp_path / "whole.ckpt", names=("model.encoder.weight", "model.head.bias"))
+    save(tmp_path / "part.ckpt", names=("model.encoder.weight", "model.neck.bias"))
+    required = ("--require", "model.encoder", "--require", "model.head")
+    result = ckptd("validate", ".", *required, home=tmp_path)
+    assert result.returncode == 1
+    assert told_by(result) == {"part.ckpt": "invalid", "whole.ckpt": "valid"}
+    assert "error: state_dict.required_keys: 1 checkpoint" in result.stderr
+    documents = ckptd_json("validate", ".", *required, home=tmp_path, status=1)["checkpoints"]
+    assert [each["architecture_valid"] for each in documents] == [False, True]
+
+
+def test_a_checkpoint_that_is_a_directory_is_one_and_its_parts_are_none(tmp_path):
+    deepspeed = next(subject for subject in subjects() if subject.name == "DeepSpeed directory")
+    path = put(tmp_path / "run", deepspeed, deepspeed.members)
+    save(tmp_path / "run" / "beside.ckpt")
+    name = str(path.relative_to(tmp_path))
+    for arguments in (["run"], ["run/**"], ["run/*"], [name, "run/beside.ckpt"]):
+        assert told_by(ckptd("validate", *arguments, home=tmp_path)) == {"run/beside.ckpt": "valid", name: "valid"}
+    part = f"{name}/mp_rank_00_model_states.pt"
+    assert told_by(ckptd("validate", part, home=tmp_path)) == {part: "valid"}, "unless it is named itself"
+    (tmp_path / part).unlink()
+    result = ckptd("validate", name, home=tmp_path)
+    assert told_by(result) == {name: "invalid"}
+    assert "error: shards.incomplete: 1 checkpoint" in result.stderr
+
+
+def test_many_files_are_told_in_order_with_the_bad_ones_among_them(tmp_path):
+    """More than are opened in one go; one cannot be opened, one is cut off."""
+    good = save(tmp_path / "000.ckpt").read_bytes()
+    for number in range(1, 100):
+        (tmp_path / f"{number:03}.ckpt").write_bytes(good[:700] if number == 40 else good)
+    os.unlink(tmp_path / "070.ckpt")
+    os.mkfifo(tmp_path / "070.ckpt")
+    result = ckptd("validate", *(f"{number:03}.ckpt" for number in range(100)), home=tmp_path)
+    assert result.returncode == 1
+    verdicts = told_by(result)
+    assert list(verdicts) == [f"{number:03}.ckpt" for number in range(100)]
+    assert [name for name, verdict in verdicts.items() if verdict == "invalid"] == ["040.ckpt", "070.ckpt"]
+    assert "  070.ckpt: the file cannot be opened" in result.stderr
 
 
 # ---- validate --junit ----------------------------------------------------------------------------------------------
