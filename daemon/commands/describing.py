@@ -35,6 +35,9 @@ HANDFUL = 32
 each file would cost more than opening it."""
 DESCRIPTORS_EACH = 6
 """Of one file at most: itself, its sidecars, its config."""
+LARGE_BYTES = 100_000_000
+SLOWEST_BYTES_PER_S = 20_000_000
+"""A disk that is slower than this while every byte is read counts as hung."""
 DIRECTORIES_AT_ONCE = 4
 """Checkpoints that are directories, of those; each takes up to `opening.OPENED_PARTS` descriptors."""
 ATTEMPTS = 3
@@ -205,8 +208,15 @@ class _One:
             level=self.level,
             trust_sidecar=self._trust_sidecar,
             required_keys=(*self._required_keys, *self._settings.required_at(target.absolute)),
+            timeout_s=self._time_for(identities.file.size),
         )
         return request, files, identities
+
+    def _time_for(self, size_bytes: int) -> float | None:
+        """`worker_timeout_s` is meant for parsing; reading every byte of a large file takes longer."""
+        if self.level is Level.STRUCTURE or size_bytes < LARGE_BYTES:
+            return None
+        return self._settings.worker_timeout_s + size_bytes / SLOWEST_BYTES_PER_S
 
 
 _Opened = tuple[DescribeRequest, OpenedFiles, Identities]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from ckptd.catalog.description import Description
+from ckptd.catalog.directories import list_beneath
 from ckptd.catalog.entry import shown_path
 from ckptd.validators.findings import Severity
 from ckptd.validators.inspection import Level
@@ -20,12 +21,10 @@ from .exits import ENVIRONMENT, FINE, FOUND, USAGE, CommandError
 from .flags import add_setting_flags, settings_from
 from .globs import find_matching
 from .grouping import Group, group_findings
-from .targets import Target
+from .targets import Target, opened
 
 _LIMITS = ("suffixes", "architectures", "workers", "worker_memory_mb", "worker_timeout_s", "config")
 _LEVELS = [level.value for level in (Level.STRUCTURE, Level.CHECKSUM, Level.WEIGHTS)]
-_SLOWEST_BYTES_PER_S = 20_000_000
-"""A disk that is slower than this while every byte is read counts as hung."""
 _COLUMNS = ("checkpoint", "verdict", "verified", "safety", "parameters", "size", "findings")
 _RIGHT = ("parameters", "size")
 _WARNINGS_SHOWN = 5
@@ -79,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     level = Level(options.level)
     with _opened_report(options.junit) as junit:
         report = _Report(options, level)
-        _describe(targets.found, report.add, _with_time_to_read(settings, targets.found, level), options)
+        _describe(targets.found, report.add, settings, options)
         report.finish()
         if junit is not None:
             report.write_junit(junit, targets.problems)
@@ -99,9 +98,9 @@ def _describe(
     if not targets:
         return
     level = Level(options.level)
-    reads_all = level is not Level.STRUCTURE
-    sizes = {target: _size_bytes(target) for target in targets} if reads_all else {}
-    with output.progress("validating", len(targets), sum(sizes.values()) if reads_all else None) as progress:
+    by_size = level is not Level.STRUCTURE and sys.stderr.isatty()
+    sizes = {target: _size_bytes(target) for target in targets} if by_size else {}
+    with output.progress("validating", len(targets), sum(sizes.values()) if by_size else None) as progress:
 
         def done(target: Target, description: Description) -> None:
             add(target, description)
@@ -117,18 +116,12 @@ def _describe(
         )
 
 
-def _with_time_to_read(settings: Settings, targets: Sequence[Target], level: Level) -> Settings:
-    """`worker_timeout_s` is meant for parsing; reading every byte of the largest file takes longer."""
-    if level is Level.STRUCTURE:
-        return settings
-    largest = max(map(_size_bytes, targets), default=0)
-    timeout_s = settings.worker_timeout_s + largest / _SLOWEST_BYTES_PER_S
-    return settings.model_copy(update={"worker_timeout_s": timeout_s})
-
-
 def _size_bytes(target: Target) -> int:
     try:
-        return os.stat(target.absolute).st_size
+        if not target.is_directory:
+            return os.stat(target.absolute).st_size
+        with opened(target.root) as root_fd:
+            return list_beneath(root_fd, target.path).identity.size
     except OSError:  # told when it is opened
         return 0
 

@@ -1,9 +1,14 @@
 """The command line: exit codes, forms of the answer, and what is never written."""
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -13,7 +18,7 @@ from ckptd.catalog.roots import Root
 from ckptd.daemon.commands.junit import render_junit
 from ckptd.daemon.rootlock import RootLock
 from ckptd.validators.findings import Severity
-from tests.daemon.command_line import CKPTD, ckptd, ckptd_json, damage, environment, save
+from tests.daemon.command_line import CKPTD, TIMEOUT_S, ckptd, ckptd_json, damage, environment, save
 from tests.faults.campaign import put
 from tests.faults.subjects import subjects
 
@@ -343,6 +348,41 @@ def test_many_files_are_told_in_order_with_the_bad_ones_among_them(tmp_path):
     assert list(verdicts) == [f"{number:03}.ckpt" for number in range(100)]
     assert [name for name, verdict in verdicts.items() if verdict == "invalid"] == ["040.ckpt", "070.ckpt"]
     assert "  070.ckpt: the file cannot be opened" in result.stderr
+
+
+def on_a_terminal(*arguments, home):
+    """Run with a terminal of 200 columns for all output; the exit code, and what was shown."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+    process = subprocess.Popen(
+        [CKPTD, *arguments], stdout=theirs, stderr=theirs, cwd=home, env=environment(home, TERM="xterm")
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the last process has closed its side
+        while data := os.read(ours, 65536):
+            shown += data
+    os.close(ours)
+    return process.wait(TIMEOUT_S), shown.decode()
+
+
+@pytest.mark.parametrize("level", ["structure", "checksum"])
+def test_on_a_terminal_there_is_a_table_and_a_bar_that_is_gone_at_the_end(tmp_path, level):
+    for number in range(3):
+        save(tmp_path / f"{number}.ckpt")
+    damage(save(tmp_path / "bad.ckpt"))
+    status, shown = on_a_terminal("validate", ".", "--level", level, home=tmp_path)
+    assert status == 1
+    assert "Traceback" not in shown
+    table = shown[shown.index("checkpoint") :]
+    assert [line.split()[:2] for line in table.splitlines() if ".ckpt  " in line] == [
+        ["0.ckpt", "valid"],
+        ["1.ckpt", "valid"],
+        ["2.ckpt", "valid"],
+        ["bad.ckpt", "invalid"],
+    ]
+    assert "validating" not in table
+    assert "4 checkpoints: 3 valid, 1 invalid" in table
 
 
 # ---- validate --junit ----------------------------------------------------------------------------------------------
