@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from . import modules, standins
+from .collector import SCALARS, Collector
 from .dtypes import Dtype
 from .errors import Corrupt
 from .inspection import CallbackState, Plain
@@ -16,7 +17,7 @@ from .modules import Splitter
 from .plain import clip, key_text, to_plain
 from .scalars import ScalarReader
 from .standins import Opaque
-from .tensors import SCALARS, Collector, TensorTable, make_table, repeated
+from .tensors import TensorTable, make_table, repeated
 
 WEIGHT_KEYS = (
     "state_dict",
@@ -108,7 +109,7 @@ def find_tensors(value: Any, beside: dict[str, Any] | None = None, split: Splitt
         split: takes modules apart.
 
     Raises:
-        Corrupt: `pickle.limits`, see `tensors.Collector`.
+        Corrupt: `pickle.limits`, see `collector.Collector`.
     """
     collector = Collector(split)
     marks: list[_Mark] = []
