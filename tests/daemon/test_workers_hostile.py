@@ -13,6 +13,7 @@ from ckptd.daemon.zygote_process import ZYGOTE_COMMAND
 from ckptd.validators.findings import Severity
 
 from ..validators.hostile import KILLERS, containers, hostile_headers, hostile_pickles, hostile_texts
+from ..validators.test_ambiguous_archives import AMBIGUOUS, MALFORMED
 from ..validators.zip_files import archive, checkpoint_entries
 from .test_workers_describe import AUDITED_COMMAND, HARMLESS
 from .worker_pools import make_pool
@@ -127,6 +128,11 @@ async def test_small_hostile_pickles_run_nothing_in_any_container(tmp_path: path
     files = {name: data for name, data in everywhere.items() if name.endswith(PLACES)} | hostile_headers()
     await _run_audited(tmp_path, files)
     assert len(files) > 400
+
+
+async def test_contradictory_archives_run_nothing(tmp_path: pathlib.Path) -> None:
+    """A message that is made for the first time must not need a module either: behind the sandbox none can be had."""
+    await _run_audited(tmp_path, AMBIGUOUS | MALFORMED)
 
 
 @pytest.mark.slow

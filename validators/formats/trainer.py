@@ -52,7 +52,8 @@ def read_json(data: bytes | None) -> dict[str, Any] | None:
     if data is None:
         return None
     try:
-        value = json.loads(data)
+        # Of bytes, json guesses the encoding, and imports UTF-16's codec for it: behind the sandbox nothing can be had.
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

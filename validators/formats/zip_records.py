@@ -10,7 +10,6 @@ torch's own headers, which are all alike, are compared as one.
 """
 
 import struct
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import compress, pairwise
 from operator import add, gt, sub
@@ -113,7 +112,7 @@ def check_names(names: list[bytes]) -> bytes:
             "archive.ambiguous", "a record's name holds a NUL or a backslash, which readers treat differently"
         )
     if len(set(names)) != len(names) or _collides(joined, len(names)):
-        double = Counter(map(bytes.lower, names)).most_common(1)[0][0]
+        double = _first_double(list(map(bytes.lower, names)))
         raise Corrupt("archive.ambiguous", f"record {shown(double)} is there twice, upper and lower case being equal")
     stem, slash, _ = names[0].partition(b"/")
     inside = stem + slash
@@ -292,6 +291,12 @@ def _zip64_field(name: bytes, extra: bytes) -> bytes:
 def _collides(joined: bytes, count: int) -> bool:
     lower = joined.lower()
     return lower != joined and len(set(lower.split(b"\0"))) != count
+
+
+def _first_double(names: list[bytes]) -> bytes:
+    # Not Counter.most_common: it imports heapq when it is called, and behind the sandbox nothing can be imported.
+    seen: set[bytes] = set()
+    return next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
 
 
 def _refuse_strangers(names: list[bytes], inside: bytes) -> None:
