@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ckptd.catalog.roots import Root
+from ckptd.daemon.commands import output
 from ckptd.daemon.commands.junit import render_junit
 from ckptd.daemon.rootlock import RootLock
 from ckptd.validators.findings import Severity
@@ -383,6 +384,19 @@ def test_on_a_terminal_there_is_a_table_and_a_bar_that_is_gone_at_the_end(tmp_pa
     ]
     assert "validating" not in table
     assert "4 checkpoints: 3 valid, 1 invalid" in table
+
+
+def test_a_long_table_lines_up_as_a_short_one_does(monkeypatch, capsys):
+    monkeypatch.setattr(output, "is_terminal", lambda: True)
+    monkeypatch.setattr(output, "LONG_TABLE", 2)
+    rows = [("a.ckpt", 1, None), ("b/long.ckpt", 20_000, "x"), ("esc\x1b.ckpt", 3, "y")]
+    output.print_table(("checkpoint", "parameters", "findings"), rows, ("parameters",))
+    assert capsys.readouterr().out.splitlines() == [
+        "checkpoint   parameters  findings",
+        "a.ckpt                1",
+        "b/long.ckpt       20000  x",
+        "esc\\x1b.ckpt          3  y",
+    ]
 
 
 # ---- validate --junit ----------------------------------------------------------------------------------------------
