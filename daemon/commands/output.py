@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-
 LONG_TABLE = 1000
 """Rows from which on a table is padded, not laid out: rich takes 0.5 ms for each."""
 

@@ -392,10 +392,10 @@ def test_a_long_table_lines_up_as_a_short_one_does(monkeypatch, capsys):
     rows = [("a.ckpt", 1, None), ("b/long.ckpt", 20_000, "x"), ("esc\x1b.ckpt", 3, "y")]
     output.print_table(("checkpoint", "parameters", "findings"), rows, ("parameters",))
     assert capsys.readouterr().out.splitlines() == [
-        "checkpoint   parameters  findings",
-        "a.ckpt                1",
-        "b/long.ckpt       20000  x",
-        "esc\\x1b.ckpt          3  y",
+        "checkpoint    parameters  findings",
+        "a.ckpt                 1",
+        "b/long.ckpt        20000  x",
+        "esc\\x1b.ckpt           3  y",
     ]
 
 
