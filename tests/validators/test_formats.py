@@ -49,10 +49,31 @@ def test_a_growing_file_is_open_until_its_last_byte(kind: Format, tmp_path: Path
 
 DAMAGE = """
 import random, sys
-from tests.validators.test_fuzz import _damaged, inspect_mutant
-path = sys.argv[1]
-data = open(path, "rb").read()
+from pathlib import Path
+from tests.validators.checkpoint_files import inspect_bytes
+path = Path(sys.argv[1])
+data = path.read_bytes()
 source = random.Random(5)
+
+def _damaged(source, data):
+    damaged = bytearray(data)
+    for _ in range(source.choice((1, 1, 2, 5))):
+        position, action = source.randrange(len(damaged)), source.randrange(5)
+        if action == 0:
+            damaged[position] ^= 1 << source.randrange(8)
+        elif action == 1:
+            damaged[position] = source.randrange(256)
+        elif action == 2:
+            del damaged[position : position + source.randrange(1, 40)]
+        elif action == 3:
+            damaged[position:position] = source.randbytes(source.randrange(1, 40))
+        else:
+            damaged[position : position + 32] = bytes(32)
+    return bytes(damaged)
+
+def inspect_mutant(path, data):
+    inspect_bytes(path.parent, data)
+
 mutants = [_damaged(source, data) for _ in range(800)]
 for each in (data, data[:-1], mutants[0]):
     inspect_mutant(path, each)
