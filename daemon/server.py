@@ -5,13 +5,11 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Generator
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 import structlog
-import uvicorn
 
 from ckptd.catalog.roots import RootError
 from ckptd.catalog.state import StateError, StateLocked
@@ -19,6 +17,7 @@ from ckptd.catalog.state import StateError, StateLocked
 from . import sockets
 from .http.app import build_app
 from .http.backend import RebuildMode
+from .http.connections import HttpConfig, HttpServer, Limits
 from .http.security import AccessError, AccessPolicy
 from .service import Service
 from .settings import Settings
@@ -27,6 +26,8 @@ from .zygote_process import ZygoteProcess
 
 DRAIN_S = 4.0
 """How long a clean stop may take before what is left is cut off."""
+OWN_DESCRIPTORS = 512
+"""Kept for files: checkpoints that are read, directories that are swept, the state."""
 TRACKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -67,7 +68,13 @@ async def _serve(
     notifier: Notifier,
     log: structlog.stdlib.BoundLogger,
 ) -> None:
-    server = _Server(_config(service, access))
+    config = HttpConfig(
+        build_app(service, access),
+        Limits(max_connections=_max_connections(service.settings, log)),
+        root_path=service.settings.root_path,
+        drain_s=int(DRAIN_S),
+    )
+    server = HttpServer(config)
     stop = anyio.Event()
     async with anyio.create_task_group() as tasks:
         await tasks.start(_obey_signals, service, access, stop, notifier, log)
@@ -82,14 +89,6 @@ async def _serve(
                 await service.hub.close()
             server.should_exit = True
         tasks.cancel_scope.cancel()
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers: the service decides when it ends."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
 
 
 async def _obey_signals(
@@ -133,20 +132,19 @@ async def _feed_watchdog(notifier: Notifier) -> None:
         await anyio.sleep(notifier.watchdog_s / 3)
 
 
-def _config(service: Service, access: AccessPolicy) -> uvicorn.Config:
-    return uvicorn.Config(
-        build_app(service, access),
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        root_path=service.settings.root_path,
-        timeout_keep_alive=10,
-        timeout_graceful_shutdown=int(DRAIN_S),
-        backlog=sockets.BACKLOG,
+def _max_connections(settings: Settings, log: structlog.stdlib.BoundLogger) -> int:
+    """As many as were set, as far as the descriptors go: without one, nothing at all could be accepted or read."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = max(1, descriptors - OWN_DESCRIPTORS)
+    if descriptors == resource.RLIM_INFINITY or settings.max_connections <= possible:
+        return settings.max_connections
+    log.warning(
+        "fewer connections than max_connections are possible",
+        max_connections=settings.max_connections,
+        possible=possible,
+        remedy="raise the limit of open files (LimitNOFILE= of the unit, ulimit -n), or lower max_connections",
     )
+    return possible
 
 
 def _prepare_process() -> None:

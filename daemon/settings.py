@@ -201,6 +201,9 @@ class Settings(BaseModel):
     coalesce_ms: int = Field(10, ge=0, le=10_000, description="how long changes are gathered before sending, in ms")
     heartbeat_s: SomeSeconds = Field(15, description="time between two heartbeats of the live stream, in seconds")
     max_listeners: int = Field(12_000, ge=1, le=1_000_000, description="live listeners at one time")
+    max_connections: int = Field(
+        16_384, ge=1, le=1_000_000, description="connections at one time; more are answered by 503, health excepted"
+    )
     send_timeout_s: SomeSeconds = Field(30, description="a listener that takes nothing for so many seconds is closed")
 
     coverage_degraded: Share = Field(0.8, description="health is degraded when a smaller share has metadata")

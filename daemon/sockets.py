@@ -14,7 +14,8 @@ from .systemd import listen_fds
 STATE_SOCKET = "ckptd.sock"
 """In the state directory, which only its owner may enter: who reaches it is trusted."""
 
-BACKLOG = 1024
+BACKLOG = 4096
+"""Connections that the kernel completes for us while we are busy, as far as `net.core.somaxconn` lets it."""
 KEEPALIVE_IDLE_S = 60
 USER_TIMEOUT_MS = 30_000
 """Half-open peers are noticed within this time (tcp(7), TCP_USER_TIMEOUT; inherited from the listener)."""

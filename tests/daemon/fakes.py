@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
-import uvicorn
 
 from ckptd.catalog.description import CheckpointMetadata, Description
 from ckptd.catalog.entry import CheckpointId, Record
 from ckptd.catalog.store import Catalog, Change
 from ckptd.daemon.http import AccessPolicy, CatalogApp, EventHub, build_app
 from ckptd.daemon.http.backend import RebuildMode
+from ckptd.daemon.http.connections import HttpConfig, HttpServer, Limits
 from ckptd.daemon.metrics import Metrics
 from ckptd.daemon.settings import Settings
 from ckptd.daemon.status import CatalogStatus, RecentError, RootStatus, Status
@@ -181,15 +181,13 @@ class RawListener:
 
 @contextlib.asynccontextmanager
 async def serving(
-    backend: FakeBackend, access: AccessPolicy | None = None, uds: str | None = None
+    backend: FakeBackend, access: AccessPolicy | None = None, uds: str | None = None, limits: Limits | None = None
 ) -> AsyncIterator[Server]:
-    """Serve the backend by uvicorn on a free port of loopback, or on a Unix socket."""
+    """Serve the backend as the daemon does, on a free port of loopback or on a Unix socket."""
     app = build_app(backend, access or AccessPolicy(None, hosts=frozenset({"localhost"})))
     listener = socket.socket(socket.AF_UNIX if uds else socket.AF_INET)
     listener.bind(uds or ("127.0.0.1", 0))
-    config = uvicorn.Config(app, http="httptools", lifespan="off", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    server = HttpServer(HttpConfig(app, limits or Limits()))
     async with asyncio.TaskGroup() as tasks:
         hub = tasks.create_task(backend.hub.run())
         tasks.create_task(server.serve([listener]))

@@ -1,0 +1,270 @@
+"""Connections: uvicorn's protocol with what it leaves open: how many, how large and how slow requests may be."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from ..sockets import BACKLOG
+from .problems import ProblemError
+
+if TYPE_CHECKING:
+    from uvicorn.server import ServerState
+
+ACCEPTED_PER_TURN = 64
+"""Connections taken from the kernel in one turn of the loop; each then costs about 0.1 ms in the next turns."""
+RESERVED = 64
+"""Connections above the limit that are still taken, for supervisors that ask for `HEALTH_PATH`."""
+HEALTH_PATH = b"/health"
+MAX_HEAD_BYTES = 64 << 10
+"""Of a request: its line and its headers."""
+MAX_BODY_BYTES = 64 << 10
+"""No route takes a body. A small one is read and dropped, as some clients always send one."""
+MAX_PIPELINED = 16
+"""Requests that wait on one connection for the answers to those before them."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What clients may ask of a server's connections."""
+
+    max_connections: int = 16_384
+    request_timeout_s: float = 10.0
+    """For a whole request to arrive, from its first byte or from the connection's beginning."""
+    keep_alive_s: int = 10
+    """For the next request to begin."""
+
+
+class Deadlines:
+    """Connections that owe us the rest of a request. All have the same time, so the first to enter is the first due."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._due: dict[LimitedProtocol, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, connection: "LimitedProtocol") -> None:
+        """Begin its time, unless it has begun: who sends a byte now and then gets no more of it."""
+        if connection in self._due:
+            return
+        loop = asyncio.get_running_loop()
+        self._due[connection] = loop.time() + self._timeout_s
+        if self._timer is None:
+            self._timer = loop.call_later(self._timeout_s, self._expire)
+
+    def stop(self, connection: "LimitedProtocol") -> None:
+        """It owes nothing any more."""
+        self._due.pop(connection, None)
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        while self._due:
+            connection, due = next(iter(self._due.items()))
+            if due > loop.time():
+                self._timer = loop.call_at(due, self._expire)
+                return
+            del self._due[connection]
+            connection.time_is_over()
+
+
+class HttpConfig(uvicorn.Config):
+    """uvicorn's configuration, with the limits that the protocol enforces."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, *, root_path: str = "", drain_s: int = 4) -> None:
+        """Args:
+        app: what answers.
+        limits: see there.
+        root_path: a prefix that a proxy strips.
+        drain_s: how long open answers may take at the end.
+        """
+        super().__init__(
+            app,
+            http=LimitedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            root_path=root_path,
+            timeout_keep_alive=limits.keep_alive_s,
+            timeout_graceful_shutdown=drain_s,
+            backlog=ACCEPTED_PER_TURN,  # asyncio takes so many at once
+        )
+        self.limits = limits
+        self.deadlines = Deadlines(limits.request_timeout_s)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the service decides when it ends."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """No handlers."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; with a longer queue in the kernel than asyncio takes from it at once."""
+        await super().startup(sockets=sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. What goes beyond a limit is answered by a problem where that is still possible, and closed."""
+
+    config: HttpConfig
+
+    def __init__(
+        self,
+        config: HttpConfig,
+        server_state: "ServerState",
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = config.limits
+        self._deadlines = config.deadlines
+        self._crowded = False
+        self._in_head = False
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._refused = False
+        self._cycles: list[RequestResponseCycle] = []
+        """Requests without their whole answer; usually the one."""
+
+    # ---- asyncio -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take it, or hang up where even the reserve is used up."""
+        super().connection_made(transport)
+        surplus = len(self.connections) - self._limits.max_connections
+        self._crowded = surplus > 0
+        if surplus > RESERVED:
+            transport.abort()
+        else:
+            self._deadlines.start(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell every request of the connection; uvicorn tells the last one."""
+        self._deadlines.stop(self)
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+            cycle.message_event.set()
+        self._cycles.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, as long as it is worth it."""
+        if self._refused:
+            return  # read on, so that the kernel does not answer by a reset before the client has the reason
+        was_in_head = self._in_head
+        if not self._is_answering():
+            self._deadlines.start(self)
+        super().data_received(data)
+        if was_in_head and self._in_head:
+            self._count_head(len(data))
+
+    def time_is_over(self) -> None:
+        """What was owed did not come in time."""
+        if self._refused or not self._in_head or self._is_answering():
+            self.transport.abort()
+        else:
+            self._refuse(408, "the request did not arrive in time", "send it at once")
+
+    # ---- the parser ----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = self._body_bytes = 0
+        self._deadlines.start(self)
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        super().on_url(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        super().on_header(name, value)
+        self._count_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        """Answer it, unless it is refused for what is known by now."""
+        self._in_head = False
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+        if self._refused:
+            return
+        if self._is_surplus() and self.url.partition(b"?")[0] != HEALTH_PATH:
+            self._refuse(503, "there are too many connections", "try again later", {"Retry-After": "5"})
+        elif self._content_length() > MAX_BODY_BYTES:
+            self._refuse_body()
+        elif len(self._cycles) > MAX_PIPELINED:
+            self._refused = True
+            self.transport.close()
+        else:
+            super().on_headers_complete()
+            self._cycles.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(body)
+        if self._refused:
+            return
+        if self._body_bytes > MAX_BODY_BYTES:
+            self._refuse_body()
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request has arrived."""
+        if not self._refused:
+            self._deadlines.stop(self)
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser does not understand."""
+        if not self._refused:
+            self._refuse(400, "the request is not valid HTTP/1.1", "speak HTTP/1.1, without TLS")
+
+    # ---- refusing ------------------------------------------------------------------------------------------
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES and not self._refused:
+            self._refuse(431, f"the request's line and headers exceed {MAX_HEAD_BYTES} bytes", "send fewer or shorter")
+
+    def _is_surplus(self) -> bool:
+        return self._crowded and len(self.connections) > self._limits.max_connections
+
+    def _content_length(self) -> int:
+        # The parser has checked it: digits, and only one.
+        return int(next((value for name, value in self.headers if name == b"content-length"), 0))
+
+    def _refuse_body(self) -> None:
+        self._refuse(413, f"the body exceeds {MAX_BODY_BYTES} bytes", "send none: no request here takes one")
+
+    def _is_answering(self) -> bool:
+        return any(not cycle.response_complete for cycle in self._cycles)
+
+    def _refuse(self, status: int, detail: str, remedy: str, headers: dict[str, str] | None = None) -> None:
+        """Answer by a problem and end the connection; one that has other answers under way is just ended."""
+        self._refused = True
+        if self._is_answering():
+            self.transport.abort()
+            return
+        response = ProblemError(status, detail, remedy=remedy, headers=headers).response()
+        head = [b"%b: %b\r\n" % pair for pair in (*self.server_state.default_headers, *response.raw_headers)]
+        self.transport.write(b"".join([STATUS_LINE[status], *head, b"connection: close\r\n\r\n", bytes(response.body)]))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._deadlines.stop(self)
+        self._deadlines.start(self)
