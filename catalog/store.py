@@ -55,6 +55,8 @@ class Tombstone(msgspec.Struct, frozen=True, gc=False):
     revision: Revision
     deleted_at: float
     """Seconds since the epoch."""
+    moved_to: CheckpointId | None = None
+    """Where the file is listed now, if it was seen to be moved there."""
 
 
 LogItem = Record | Tombstone
@@ -65,6 +67,7 @@ class Removal(msgspec.Struct, frozen=True, gc=False):
 
     id: CheckpointId
     reason: DeleteReason = DeleteReason.REMOVED
+    moved_to: CheckpointId | None = None
 
 
 Decide = Callable[[Record | None], Record | Removal | None]
@@ -296,7 +299,8 @@ class Catalog:
         if isinstance(outcome, Removal):
             if current is None:
                 return None
-            return Tombstone(checkpoint_id, current.entry.path, outcome.reason, revision, self._clock())
+            now = self._clock()
+            return Tombstone(checkpoint_id, current.entry.path, outcome.reason, revision, now, outcome.moved_to)
         if current is not None and _same(outcome, current):
             return None
         record = msgspec.structs.replace(

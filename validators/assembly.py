@@ -14,7 +14,7 @@ from .findings import finding
 from .inspection import Format, Inspection, Safety, TensorInfo
 from .plain import clip
 from .scalars import ScalarReader
-from .storages import Storages
+from .storages import Storages, data_checksums
 from .tensors import TensorTable
 
 
@@ -60,7 +60,7 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
     return msgspec.structs.replace(
         judged,
         safety=Safety.UNSAFE if instantiators else judged.safety,
-        tensors=tuple(_tensor_infos(tensors)),
+        tensors=tuple(_tensor_infos(tensors, storages)),
         has_state_dict=bool(weights),
         model_class=judged.model_class if tensors.model_class is None else clip(tensors.model_class),
         n_parameters=counted.n_parameters,
@@ -79,13 +79,15 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
     )
 
 
-def _tensor_infos(tensors: facts.Tensors) -> Iterator[TensorInfo]:
+def _tensor_infos(tensors: facts.Tensors, storages: Storages) -> Iterator[TensorInfo]:
     table = tensors.table
     dtypes = [dtype.name for dtype in table.dtypes]
     sizes = [numel * dtype.itemsize for numel, dtype in zip(table.numels, table.dtypes, strict=True)]
     roles = itertools.chain.from_iterable(itertools.repeat(s.role, len(s.table)) for s in tensors.segments)
+    stored = [None if size < 0 else size for size in storages.sizes(table.keys)]
+    checksums = data_checksums(storages, table.keys)
     columns = (table.names, dtypes, table.shapes, table.strides, table.keys, table.offsets, sizes, roles, table.grads)
-    infos = map(TensorInfo, *columns)
+    infos = map(TensorInfo, *columns, stored, checksums)
     return itertools.compress(infos, [not hidden for hidden in table.hidden]) if any(table.hidden) else infos
 
 

@@ -112,6 +112,11 @@ class TensorInfo(msgspec.Struct, frozen=True, gc=False):
     role: str
     """`weights`, `optimizer` or `other`: the part of the checkpoint that it belongs to."""
     requires_grad: bool = False
+    storage_nbytes: int | None = None
+    """What the whole storage has, as it is in the file; None where the tensor has none there."""
+    storage_crc32: int | None = None
+    """CRC-32 of the whole storage as the file records it, whether or not anybody has verified it; None where the file
+    records none. Equal ones (of equal size) stand for equal bytes, as far as 32 bits against accident go."""
 
 
 class CallbackState(msgspec.Struct, frozen=True, kw_only=True):

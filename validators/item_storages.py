@@ -30,6 +30,7 @@ class ItemStorages:
 
     def __init__(self) -> None:
         self.big_endian = False
+        self.derived: set[str] = set()
         self._sizes: dict[str, int] = {}
         self._checksums: dict[str, int | None] = {}
         self._pieces: dict[str, Piece] = {}
@@ -41,6 +42,8 @@ class ItemStorages:
         numel = math.prod(tensor.shape)
         self._sizes[key] = numel * tensor.dtype.itemsize
         self._checksums[key] = _checksum(tensor, pieces)
+        if not _is_sliced(tensor):
+            self.derived.add(key)
         self._labels[key] = name
         if len(pieces) == 1 and pieces[0] is not None:
             self._pieces[key] = pieces[0]
@@ -98,9 +101,14 @@ def _checksum(tensor: dcp.Tensor, pieces: Sequence[Piece | None]) -> int | None:
     )
     if len(known) == 1:
         return known[0][2]
-    if any(sizes[1:] != tensor.shape[1:] for _, sizes, _ in known):
+    if not _is_sliced(tensor):
         return zlib.crc32(msgspec.msgpack.encode(known))
     joined = 0
     for _, sizes, checksum in known:
         joined = crc.combine(joined, checksum, math.prod(sizes) * tensor.dtype.itemsize)
     return joined
+
+
+def _is_sliced(tensor: dcp.Tensor) -> bool:
+    """Whether the chunks, one behind the other, are the tensor's bytes in their order."""
+    return len(tensor.chunks) == 1 or all(chunk.sizes[1:] == tensor.shape[1:] for chunk in tensor.chunks)

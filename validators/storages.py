@@ -1,6 +1,6 @@
 """Where the data of tensors lies in a file: the one view that checks and facts have of every format."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple, Protocol
 
 from .formats.torch_zip import STORED, Archive, Source
@@ -24,6 +24,10 @@ class Storages(Protocol):
     def big_endian(self) -> bool:
         """The byte order of every element."""
 
+    @property
+    def derived(self) -> Container[str]:
+        """Keys whose checksum tells them apart from others, but is not that of their bytes in their order."""
+
     def sizes(self, keys: Sequence[str]) -> list[int]:
         """Bytes of each storage; -1 where there is none of that key."""
 
@@ -40,8 +44,24 @@ class Storages(Protocol):
         """What to call a storage to people."""
 
 
+def data_checksums(storages: Storages, keys: Sequence[str]) -> list[int | None]:
+    """CRC-32 of the bytes of each storage, comparable from file to file; None where the file records none.
+
+    0 is what stands where none was recorded; of data it is the checksum once in 2^32 times, and not told then.
+    """
+    checksums = None if storages.big_endian else storages.checksums(keys)
+    if checksums is None:
+        return [None] * len(keys)
+    derived = storages.derived
+    return [
+        checksum if checksum and key not in derived else None for key, checksum in zip(keys, checksums, strict=True)
+    ]
+
+
 class ArchiveStorages:
     """Records `data/<key>` of an archive."""
+
+    derived: Container[str] = ()
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
@@ -93,6 +113,7 @@ class RangeStorages:
     """Ranges of a file, little-endian and without checksums, as in the legacy format and in safetensors."""
 
     big_endian = False
+    derived: Container[str] = ()
 
     def __init__(self, source: Source, ranges: dict[str, tuple[int, int]]) -> None:
         """Take `ranges`: key → where the storage begins in the file, and its size in bytes."""

@@ -1,6 +1,6 @@
 """The tensors of several files as those of one checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import chain
 from typing import Any
 
@@ -144,6 +144,7 @@ class Nothing:
     """The storages of tensors that have none."""
 
     big_endian = False
+    derived: Container[str] = ()
 
     def sizes(self, keys: Sequence[str]) -> list[int]:
         return [-1] * len(keys)
@@ -163,6 +164,8 @@ class Nothing:
 
 class UnionStorages:
     """The storages of several files."""
+
+    derived: Container[str] = ()
 
     def __init__(self, files: Sequence[Storages], weights: set[int], speaker: Storages | None) -> None:
         self._files = files
