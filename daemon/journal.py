@@ -19,6 +19,8 @@ from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Batch, Catalog, Change, Removal, Tombstone
 from ckptd.catalog.verification import Verification
 
+from .loop import LoopMonitor, Phase
+
 BATCH_LIMIT = 512
 """Changes in one commit: large enough to share its cost, small enough to keep news flowing."""
 
@@ -66,11 +68,13 @@ class Journal:
         log: structlog.stdlib.BoundLogger,
         *,
         clock: Callable[[], float] = anyio.current_time,
+        monitor: LoopMonitor | None = None,
     ) -> None:
         self._catalog = catalog
         self._state = state
         self._log = log
         self._clock = clock
+        self._monitor = monitor or LoopMonitor()
         self._queue: list[_Submission] = []
         self._taken: list[_Submission] = []
         self._wake = anyio.Event()
@@ -156,10 +160,12 @@ class Journal:
 
     async def _process(self, submissions: Sequence[_Submission]) -> None:
         details = _Details({}, {}, {})
-        batch = self._catalog.prepare([_noting(submission, details) for submission in submissions])
+        with self._monitor.phase(Phase.PREPARE):
+            batch = self._catalog.prepare([_noting(submission, details) for submission in submissions])
         if batch is not None:
             await self._commit(batch, details)
-            self._catalog.publish(batch)
+            with self._monitor.phase(Phase.PUBLISH):
+                self._catalog.publish(batch)
         elif self._awaited & details.descriptions.keys() or details.verifications:
             await self._commit(Batch((), self._catalog.revision), details)
         for submission in submissions:

@@ -1,6 +1,5 @@
 """Metrics: what Prometheus may know, made once for a service and handed down; every label set is bounded."""
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,13 +11,13 @@ from prometheus_client.registry import Collector
 
 from ckptd.catalog.entry import Health
 
+from .loop import LoopMonitor
+from .loop_collector import LoopCollector
 from .status import CatalogStatus, Status
 
-LOOP_LAG_INTERVAL_S = 1.0
 _REQUEST_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 _DESCRIBE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 _SWEEP_BUCKETS_S = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
-_LAG_BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})
 
 
@@ -69,12 +68,8 @@ class Metrics:
             "ckptd_verified_bytes", "Bytes read by the background verification.", registry=self.registry
         )
         self.rebuilds = Counter("ckptd_rebuilds", "Rebuilds that were asked for.", ("mode",), registry=self.registry)
-        self.loop_lag_seconds = Histogram(
-            "ckptd_event_loop_lag_seconds",
-            "How much later than asked the event loop woke up.",
-            registry=self.registry,
-            buckets=_LAG_BUCKETS_S,
-        )
+        self.loop = LoopMonitor()
+        self.registry.register(LoopCollector(self.loop))
 
     def watch(self, status: Callable[[], Status], stream: Callable[[], StreamCounts]) -> None:
         """Show, from now on, what `status` and `stream` say at the time of a scrape."""
@@ -88,14 +83,6 @@ class Metrics:
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry)
-
-    async def measure_loop_lag(self) -> None:
-        """Observe the lag of the running loop once a second, until cancelled."""
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LOOP_LAG_INTERVAL_S
-            await asyncio.sleep(LOOP_LAG_INTERVAL_S)
-            self.loop_lag_seconds.observe(max(0.0, loop.time() - due))
 
 
 class _StatusCollector(Collector):

@@ -1,6 +1,7 @@
 """The server: a service behind sockets; signals, readiness and a clean stop."""
 
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from .http.app import build_app
 from .http.backend import RebuildMode
 from .http.connections import HttpConfig, HttpServer, Limits
 from .http.security import AccessError, AccessPolicy
+from .loop import new_event_loop
 from .service import Service
 from .settings import Settings
 from .systemd import Notifier
@@ -49,7 +51,12 @@ def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygotePro
             try:
                 # By the addresses that are really listened on: systemd may hand over others than the settings name.
                 access = AccessPolicy.from_settings(settings, service.roots, listeners.addresses)
-                anyio.run(_serve, service, access, listeners, Notifier(os.environ), log)
+                monitor = service.metrics.loop
+                monitor.watch_collector()
+                anyio.run(
+                    functools.partial(_serve, service, access, listeners, Notifier(os.environ), log),
+                    backend_options={"loop_factory": functools.partial(new_event_loop, monitor)},
+                )
             finally:
                 sockets.remove_unix_sockets(settings)
     except (RootError, AccessError) as error:

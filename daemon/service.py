@@ -107,8 +107,9 @@ class Service:
             heartbeat_s=settings.heartbeat_s,
             max_listeners=settings.max_listeners,
             send_timeout_s=settings.send_timeout_s,
+            monitor=self.metrics.loop,
         )
-        self._journal = Journal(self.catalog, state, log)
+        self._journal = Journal(self.catalog, state, log, monitor=self.metrics.loop)
         self._locks = {root: RootLock(root) for root in roots}
         self._mounts = {root: self._load_mounts(root) for root in roots}
         self._saved_mounts: dict[Root, str] = {}
@@ -178,7 +179,7 @@ class Service:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self.hub.run)
-            tasks.start_soon(self.metrics.measure_loop_lag)
+            tasks.start_soon(self.metrics.loop.tick)
             engine = anyio.create_task_group()
             try:
                 async with engine:

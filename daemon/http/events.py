@@ -16,6 +16,7 @@ from starlette.types import Receive, Send
 
 from ckptd.catalog.store import Batch, Catalog
 
+from ..loop import LoopMonitor, Phase
 from ..metrics import StreamCounts
 from . import sse
 from .announcements import Announcements
@@ -55,6 +56,7 @@ class EventHub:
         max_listeners: int = 12_000,
         send_timeout_s: float = 30,
         sender_factory: SenderFactory = sender_for,
+        monitor: LoopMonitor | None = None,
     ) -> None:
         """Args:
         catalog: the log.
@@ -64,6 +66,7 @@ class EventHub:
         max_listeners: further ones get `bye` at once.
         send_timeout_s: a listener that takes nothing for so long is cut off.
         sender_factory: how `send()` is driven.
+        monitor: learns how long sending keeps the loop.
         """
         self.counts = StreamCounts()
         self.complete_as_of = complete_as_of
@@ -73,6 +76,7 @@ class EventHub:
         self._max_listeners = max_listeners
         self._send_timeout_s = send_timeout_s
         self._sender_factory = sender_factory
+        self._monitor = monitor or LoopMonitor()
         self._cache = FrameCache()
         self._changes = Changes(catalog, self._cache)
         self._snapshots = Snapshots(catalog, self._cache)
@@ -185,12 +189,14 @@ class EventHub:
 
     def _turn(self) -> bool:
         """Serve some listeners; True when there is more to do at once."""
-        if self._round_due and not self._live:
-            self._begin_round()
-        for _ in range(min(LIVE_PER_TURN, len(self._live))):
-            self._advance(self._live.popleft())
+        with self._monitor.phase(Phase.LIVE):
+            if self._round_due and not self._live:
+                self._begin_round()
+            for _ in range(min(LIVE_PER_TURN, len(self._live))):
+                self._advance(self._live.popleft())
         if self._starting:
-            self._serve_starting()
+            with self._monitor.phase(Phase.SNAPSHOT):
+                self._serve_starting()
         return bool(self._live or self._starting or self._round_due)
 
     def _serve_starting(self) -> None:

@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..loop import Phase
 from ..status import RootStatus, Status
 from .backend import Backend
 from .problems import rfc3339
@@ -26,12 +27,15 @@ class HealthRoutes:
 
     async def checkpoints(self, _: Request) -> Response:
         """How far the catalog can be trusted, and why. Always 200: the answer is in the body."""
-        body = msgspec.json.encode(health_of(self._backend.status()))
+        with self._metrics.loop.phase(Phase.SCRAPE):
+            body = msgspec.json.encode(health_of(self._backend.status()))
         return Response(body, headers=_NO_STORE, media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:
         """The metrics in Prometheus' text format."""
-        return Response(self._metrics.exposition(), headers=_NO_STORE, media_type=self._metrics.media_type)
+        with self._metrics.loop.phase(Phase.SCRAPE):
+            body = self._metrics.exposition()
+        return Response(body, headers=_NO_STORE, media_type=self._metrics.media_type)
 
 
 def health_of(status: Status) -> dict[str, Any]:
