@@ -79,6 +79,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     roots: tuple[RootStatus, ...] = ()
     checkpoint_count: int = 0
     by_health: dict[str, int] = {}
+    by_safety: dict[str, int] = {}
+    """By what loading them with `weights_only=False` could do."""
     with_sidecar: int = 0
     """Valid checkpoints whose metadata lies beside them."""
     with_state_metadata: int = 0
@@ -97,6 +99,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     skipped_links: int = 0
     state_durable: bool = True
     """False while the state cannot be written; the catalog is then served from memory alone."""
+    cache_hit_rate: float | None = None
+    """Share of 304 among the answers that could have been one, since the start; None before the first."""
     recent_errors: tuple[RecentError, ...] = ()
     worker_crashes: int = 0
     sandbox: str = "unknown"

@@ -63,6 +63,10 @@ class WatcherState(msgspec.Struct, kw_only=True):
     last_error: str | None = None
     """Why it is not watching, or why it last stopped."""
     restarts: int = 0
+    events: int = 0
+    """Received since the start."""
+    overflows: int = 0
+    """Times that events were, or may have been, lost without a word, since the start."""
     polled: tuple[bytes, ...] = ()
     """Directories on network filesystems, which are scanned every `poll_s` instead; `b""` is the root."""
 
@@ -255,6 +259,7 @@ class _Watch:
         """The process was stopped, or the machine slept: the kernel's queue may have overflowed meanwhile."""
         now = _alive_s()
         if now - self._seen_alive_at > STALL_S + TICK_S:
+            self._state.overflows += 1
             self.tell(everything=True)
         self._seen_alive_at = now
 
@@ -299,7 +304,7 @@ class _Watch:
                     # Made again within the tick it may have the same inode number: only this event tells.
                     raise _RootReplaced(_End.REPLACED.value)
                 found = sort_changes(self._root, changes)
-                anyio.from_thread.run_sync(self._receive, found, len(changes) >= LARGE_BATCH)
+                anyio.from_thread.run_sync(self._receive, found, len(changes))
 
     def _started(self) -> None:
         """Events are being received: what changed before can be found by a sweep from now on, without a gap."""
@@ -307,7 +312,10 @@ class _Watch:
         self._state.last_error = None
         self.tell(everything=True)
 
-    def _receive(self, found: SortedChanges, large: bool) -> None:
+    def _receive(self, found: SortedChanges, events: int) -> None:
+        large = events >= LARGE_BATCH
+        self._state.events += events
+        self._state.overflows += large
         again_at = anyio.current_time() + SECOND_LOOK_S
         for directory in found.made:
             heapq.heappush(self._second_looks, (again_at, directory))

@@ -140,6 +140,10 @@ class WorkerPool:
         """`full`, `partial: why` or `none: why`."""
         self.crashes = 0
         """Children that ended otherwise than by themselves, since the start."""
+        self.zygote_restarts = 0
+        """Zygotes that ended unasked, since the start."""
+        self.deaths: collections.Counter[Death] = collections.Counter()
+        """Files that were given up, by how their worker ended, since the start."""
 
     @property
     def queued(self) -> int:
@@ -190,6 +194,7 @@ class WorkerPool:
                     return await self._outcome(work)
                 except WorkerDied as death:
                     if not work.deserves_another_try(death):
+                        self.deaths[death.how] += 1
                         raise
                 work.settled = anyio.Event()
                 self._requeue([work])
@@ -253,6 +258,7 @@ class WorkerPool:
         if not retired:
             self._log.warning("the zygote ended; starting another", pid=zygote.pid)
             self.crashes += 1
+            self.zygote_restarts += 1
             self._zygote, self._revived = None, anyio.Event()
         await zygote.aclose()
         return not retired
