@@ -17,7 +17,6 @@ from .assembly import describe_tensors, describe_value
 from .checks import safety, weights_only
 from .checks.architecture import judge_architecture
 from .checks.checksum import digest_file, mismatch_message
-from .directories import format_of, inspect_members
 from .errors import Changed, Corrupt, Incomplete, Unreadable
 from .findings import Finding, finding
 from .formats import safetensors, torch_legacy, torch_zip, torchscript
@@ -25,10 +24,11 @@ from .formats.sharded import Part
 from .formats.sniff import HEAD_BYTES, sniff
 from .inspection import FileIdentity, Format, Inspection, Level, Safety, Seal
 from .levels import Located, check_available, verify_archive_contents, verify_plain
-from .opened_parts import opened_parts
 from .plain import clip, to_plain
 from .programs import inspect_program
 from .reader import FileReader, Reading
+from .sharded.directories import format_of, inspect_members
+from .sharded.opened_parts import opened_parts
 from .storages import ArchiveStorages, RangeStorages, Storages
 from .tensors import make_table
 from .unpickle import InertPickle, load_inert, names_behind

@@ -15,7 +15,7 @@ import torch
 from ckptd.validators import Inspection, Level, Seal, inspect_checkpoint, reader
 from ckptd.validators.checks import checksum
 from ckptd.validators.formats import torch_zip
-from ckptd.validators.ranges import RangeReader
+from ckptd.validators.sharded.ranges import RangeReader
 from tests.validators.checkpoint_files import codes, saved, small_checkpoint, state_dict
 
 

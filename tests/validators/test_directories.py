@@ -22,7 +22,6 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict_loader import load as load_dcp
 
 from ckptd.validators import Format, Inspection, Level, Safety, Seal, inspect_checkpoint
-from ckptd.validators.crc import combine
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.formats.sharded import (
     Part,
@@ -34,6 +33,7 @@ from ckptd.validators.formats.sharded import (
 )
 from ckptd.validators.inspector import inspect_directory
 from ckptd.validators.reader import identity_of
+from ckptd.validators.sharded.crc import combine
 from tests.validators.checkpoint_files import codes, saved
 from tests.validators.directory_files import (
     WRITERS,

@@ -11,7 +11,7 @@ from ckptd.validators import Inspection, inspect_checkpoint
 from ckptd.validators.dtypes import DTYPES
 from ckptd.validators.formats import dcp
 from ckptd.validators.inspection import TensorInfo
-from ckptd.validators.item_storages import ItemStorages, Piece
+from ckptd.validators.sharded.item_storages import ItemStorages, Piece
 from ckptd.validators.storages import data_checksums
 from tests.validators.checkpoint_files import inspect_bytes, saved
 from tests.validators.directory_files import save_dcp

@@ -214,6 +214,8 @@ def is_tar(block: bytes) -> bool:
         stated = int.from_bytes(field[1:]) if field[0] == 0o200 else int(field.partition(b"\0")[0].strip() or b"0", 8)
     except ValueError:
         return False
+    if not stated:  # no header sums up to nothing
+        return False
     unsigned = sum(rest) + 8 * ord(" ")
     # tarfile also takes the sum of signed bytes, as some old writers made it.
     return stated in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest))

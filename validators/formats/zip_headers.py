@@ -74,17 +74,17 @@ def _read_headers(source: "Source", entries: Entries, named: list[int]) -> Rows:
         What stands before the names.
     """
     headers, names = entries.headers, entries.names
+    ends = [end + _FIXED_BYTES for end in named]
     steps = list(map(sub, headers[1:], headers))
     run = source.whole
     if run is None and named[-1] <= MAX_RUN_BYTES and max(steps, default=0) <= NEIGHBOUR_BYTES:
-        run = source.read(0, named[-1] + _FIXED_BYTES)
+        run = source.read(0, ends[-1])
     if run is not None:
-        fixed = b"".join([run[header : header + _FIXED_BYTES] for header in headers])
-        same = all(map(run.startswith, names, [header + _FIXED_BYTES for header in headers]))
+        heads = [run[begin:end] for begin, end in zip(headers, ends, strict=True)]
     else:
-        heads = _read_apart(source, headers, [end + _FIXED_BYTES for end in named], min(steps, default=FULL32))
-        fixed = b"".join([head[:_FIXED_BYTES] for head in heads])
-        same = all(map(bytes.endswith, heads, names))
+        heads = _read_apart(source, headers, ends, min(steps, default=FULL32))
+    fixed = b"".join([head[:_FIXED_BYTES] for head in heads])
+    same = all(map(bytes.endswith, heads, names))
     rows = Rows(fixed, _FIXED_BYTES)
     if rows.common(0, 4) != _MARK:
         unmarked = next(i for i, mark in enumerate(rows.parts(0, 4)) if mark != _MARK)

@@ -5,16 +5,16 @@ from typing import Any
 
 import msgspec
 
-from . import facts
-from .assembly import describe_tensors
-from .dtypes import DTYPES
-from .formats import deepspeed, trainer
-from .formats.sharded import LATEST
-from .inspection import Inspection
+from .. import facts
+from ..assembly import describe_tensors
+from ..dtypes import DTYPES
+from ..formats import deepspeed, trainer
+from ..formats.sharded import LATEST
+from ..inspection import Inspection
+from ..plain import clip
+from ..standins import MetaTensor
+from ..tensors import TensorTable, contiguous_stride, make_table
 from .members import Gathered, Members, archive_id, is_sound, listed
-from .plain import clip
-from .standins import MetaTensor
-from .tensors import TensorTable, contiguous_stride, make_table
 from .union import Loaded, Nothing, Union, load_file
 
 _LATEST = LATEST.decode()

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from .formats.sharded import Part, claim, directory_identity
-from .inspection import FileIdentity, Format, Inspection, Level
+from ..formats.sharded import Part, claim, directory_identity
+from ..inspection import FileIdentity, Format, Inspection, Level
+from ..reader import FileReader
 from .members import Gathered, InspectFile, Members
 from .rank_files import inspect_deepspeed
-from .reader import FileReader
 from .shard_files import inspect_dcp
 from .trainer_files import inspect_transformers
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from .errors import Changed, Unreadable
-from .formats.sharded import DEPTH, Part, wants
-from .inspection import FileIdentity
-from .reader import identity_of
+from ..errors import Changed, Unreadable
+from ..formats.sharded import DEPTH, Part, wants
+from ..inspection import FileIdentity
+from ..reader import identity_of
 
 MAX_OPENED = 200
 """Files of one directory that are open at once; a process may often have no more than 1,024."""

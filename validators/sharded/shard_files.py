@@ -4,18 +4,18 @@ import re
 
 import msgspec
 
-from .assembly import describe_value
-from .checks import safety
-from .errors import Corrupt
+from ..assembly import describe_value
+from ..checks import safety
+from ..errors import Corrupt
+from ..fingerprint import sampled_id
+from ..formats import dcp
+from ..formats.sharded import FSDP_META
+from ..formats.torch_zip import Source
+from ..inspection import Inspection, Level
+from ..unpickle import load_inert, names_behind
 from .extents import Items, read_items
-from .fingerprint import sampled_id
-from .formats import dcp
-from .formats.sharded import FSDP_META
-from .formats.torch_zip import Source
-from .inspection import Inspection, Level
 from .members import Gathered, Members, archive_id, listed
 from .shard_verifier import verify_items
-from .unpickle import load_inert, names_behind
 
 _META = FSDP_META.decode()
 _LIGHTNING_KEYS = re.compile(r"model|optimizer_\d+")

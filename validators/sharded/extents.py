@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from .checks import safety
-from .errors import Corrupt, Incomplete
-from .formats import dcp, safetensors
-from .inspection import Level
+from ..checks import safety
+from ..errors import Corrupt, Incomplete
+from ..formats import dcp, safetensors
+from ..inspection import Level
+from ..plain import clip
+from ..reader import FileReader
+from ..standins import Tensor
+from ..storages import RangeStorages
 from .item_storages import ItemStorages, Piece
 from .items import ChunkReader, differs, is_text, load_value, open_archive, read_pickle, text_source
 from .members import Gathered, Members, listed
-from .plain import clip
-from .reader import FileReader
-from .standins import Tensor
-from .storages import RangeStorages
 
 Item = tuple[str, dcp.Chunk | None, dcp.Extent]
 """Fully qualified name, the chunk of a tensor or None for what is none, and where it lies."""

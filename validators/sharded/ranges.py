@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from .errors import Changed
-from .reader import FileReader
+from ..errors import Changed
+from ..reader import FileReader
 
 
 class RangeReader(FileReader):

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 import blake3
 import msgspec
 
-from .checks import safety
-from .checks.checksum import digest_file
-from .checks.structure import MAX_FINDINGS
-from .findings import Finding, Severity, finding
-from .formats.sharded import Part, is_member_name
-from .formats.torch_zip import Source
-from .inspection import Inspection, Level, Safety, Seal, Shard
-from .plain import clip
-from .reader import FileReader
+from ..checks import safety
+from ..checks.checksum import digest_file
+from ..checks.structure import MAX_FINDINGS
+from ..findings import Finding, Severity, finding
+from ..formats.sharded import Part, is_member_name
+from ..formats.torch_zip import Source
+from ..inspection import Inspection, Level, Safety, Seal, Shard
+from ..plain import clip
+from ..reader import FileReader
 
 InspectFile = Callable[[FileReader, str, Level], Inspection]
 """Inspects one file by its own format; raises for nothing that it contains."""

@@ -2,14 +2,14 @@
 
 import msgspec
 
-from . import facts
-from .assembly import describe_tensors
-from .errors import Corrupt
-from .formats import dcp, trainer
-from .formats.sharded import TAG
-from .inspection import CallbackState, Format, Inspection
+from .. import facts
+from ..assembly import describe_tensors
+from ..errors import Corrupt
+from ..formats import dcp, trainer
+from ..formats.sharded import TAG
+from ..inspection import CallbackState, Format, Inspection
+from ..plain import clip, to_plain
 from .members import Gathered, Members, archive_id, is_sound, listed
-from .plain import clip, to_plain
 from .rank_files import add_rank_files
 from .shard_files import Saved, read_saved, verify_saved
 from .union import Loaded, Union, load_file

@@ -6,19 +6,19 @@ from typing import Any
 import blake3
 import msgspec
 
-from .checks.checksum import digest_file
-from .errors import Corrupt, Incomplete
+from ..checks.checksum import digest_file
+from ..errors import Corrupt, Incomplete
+from ..formats import dcp, safetensors, torch_zip
+from ..inspection import Inspection, Level, TensorInfo
+from ..levels import Located, verify_archive_contents, verify_plain
+from ..plain import clip
+from ..reader import FileReader
+from ..storages import ArchiveStorages, RangeStorages
+from ..tensors import TensorTable, make_table
 from .extents import Item, by_shard
-from .formats import dcp, safetensors, torch_zip
-from .inspection import Inspection, Level, TensorInfo
 from .items import is_text, load_tensor, load_value, open_archive, read_pickle, text_source
-from .levels import Located, verify_archive_contents, verify_plain
 from .members import Gathered, Members
-from .plain import clip
 from .ranges import RangeReader
-from .reader import FileReader
-from .storages import ArchiveStorages, RangeStorages
-from .tensors import TensorTable, make_table
 
 
 def verify_items(contents: dcp.Contents, members: Members, gathered: Gathered, roles: dict[str, str]) -> None:

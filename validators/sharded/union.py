@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from . import facts
-from .errors import Corrupt, Incomplete
-from .formats import safetensors, torch_legacy, torch_zip
-from .reader import FileReader
-from .storages import ArchiveStorages, Place, RangeStorages, Storages
-from .tensors import TensorTable, make_table
-from .unpickle import load_inert
+from .. import facts
+from ..errors import Corrupt, Incomplete
+from ..formats import safetensors, torch_legacy, torch_zip
+from ..reader import FileReader
+from ..storages import ArchiveStorages, Place, RangeStorages, Storages
+from ..tensors import TensorTable, make_table
+from ..unpickle import load_inert
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import msgspec
 
-from .checks.checksum import mismatch_message
-from .checks.structure import check_structure
-from .errors import Corrupt, Incomplete
-from .formats import dcp, safetensors, torch_zip
+from ..checks.checksum import mismatch_message
+from ..checks.structure import check_structure
+from ..errors import Corrupt, Incomplete
+from ..formats import dcp, safetensors, torch_zip
+from ..reader import FileReader
+from ..standins import Storage
+from ..storages import ArchiveStorages
+from ..tensors import TensorTable, contiguous_stride, make_table
+from ..unpickle import InertPickle, load_inert, load_stream, names_behind
 from .item_storages import Piece
 from .ranges import RangeReader
-from .reader import FileReader
-from .standins import Storage
-from .storages import ArchiveStorages
-from .tensors import TensorTable, contiguous_stride, make_table
-from .unpickle import InertPickle, load_inert, load_stream, names_behind
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
 """Of one item's `data.pkl`."""

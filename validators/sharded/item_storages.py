@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ..formats import dcp
+from ..formats.torch_zip import Archive
+from ..plain import clip
+from ..standins import Storage, Tensor
+from ..storages import ArchiveStorages, Place, Storages
+from ..tensors import contiguous_stride
 from . import crc
-from .formats import dcp
-from .formats.torch_zip import Archive
-from .plain import clip
-from .standins import Storage, Tensor
-from .storages import ArchiveStorages, Place, Storages
-from .tensors import contiguous_stride
 
 
 class Piece(msgspec.Struct, frozen=True):
