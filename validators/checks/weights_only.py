@@ -72,10 +72,10 @@ def _expression() -> re.Pattern[bytes]:
     sides = rb"(?:" + number + rb"\x85|" + number * 2 + rb"\x86|" + number * 3 + rb"\x87" + several + put
     strided = rb"\(" + get * 2 + _text(_SHORT) + put + get + number + rb"t" + put + rb"Q" + number + sides * 2
     hooks = rb"[\x88\x89]" + get + rb"\)R" + put + rb"t" + put + rb"R" + put
-    tensor = _text(_INLINE) + put + get + rb"\(" + strided + hooks
-    bare = rb"[RaesutN)\]}\x85-\x89\x8f]++"
-    rest = rb"[hqK].|[rj]....|J....|M..|G.{8}|\x80."
-    alternatives = (tensor, bare, _text(_INLINE), rest, storage, rb"\(", name)
+    named = _text(_INLINE) + put + rb"(?:" + get + rb"\(" + strided + hooks + rb")?+"
+    bare = rb"(?:[RaesutN)\]}\x85-\x89\x8f]|[hqK].|r....)++"
+    rest = rb"[jJ]....|M..|G.{8}|\x80."
+    alternatives = (named, bare, storage, rb"\(", rest, name)
     return re.compile(rb"(?:" + rb"|".join(alternatives) + rb")*+", re.DOTALL)
 
 
