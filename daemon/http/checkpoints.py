@@ -14,9 +14,10 @@ from ckptd.catalog.entry import CheckpointId, Record
 from ckptd.catalog.query import Page, Query, run_query
 
 from . import sse
-from .backend import Backend, RebuildMode
+from .backend import Backend
 from .compression import GzipStream
-from .parameters import parse_list, parse_stream, reject_unknown
+from .parameter_types import read_parameters
+from .parameters import parse_list, parse_rebuild, parse_stream
 from .problems import ProblemError, rfc3339
 from .responses import JSON, accepts_gzip, etag_of, is_current, json_response, not_modified
 
@@ -72,19 +73,13 @@ class CheckpointRoutes:
 
     async def rebuild(self, request: Request) -> Response:
         """Start a rebuild; the live stream says when it is done."""
-        reject_unknown(request.query_params, ("mode",))
-        given = request.query_params.get("mode", RebuildMode.SWEEP)
-        if given not in set(RebuildMode):
-            raise ProblemError(
-                400, "there is no such mode", remedy="use mode=sweep or mode=full", field="mode", value=given
-            )
-        token = self._backend.request_rebuild(RebuildMode(given))
-        self._backend.metrics.rebuilds.labels(given).inc()
-        body = msgspec.json.encode({"token": token, "mode": given})
+        mode = parse_rebuild(request.query_params)
+        token = self._backend.request_rebuild(mode)
+        body = msgspec.json.encode({"token": token, "mode": mode})
         return Response(body, 202, {"Cache-Control": "no-store"}, JSON)
 
     async def _described(self, request: Request, show: Callable[[Record, Description | None], Any]) -> Response:
-        reject_unknown(request.query_params, ())
+        read_parameters(request.query_params, ())
         record = self._record(request)
         etag = etag_of(request, self._catalog.instance, record.entry.revision)
         headers = {"ETag": etag, "Cache-Control": "no-cache"}

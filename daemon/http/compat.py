@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 
 import msgspec
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ckptd.catalog.entry import CheckpointEntry, Record
-from ckptd.catalog.query import Page, Query
+from ckptd.catalog.query import Page
 
 from . import sse
 from .checkpoints import CheckpointRoutes, ending_stream
-from .parameters import parse_limited, parse_list, parse_stream
+from .parameters import parse_compatible, parse_stream
 from .responses import accepts_gzip
 
-DEFAULT_LIMIT = 100
 _BYTES_PER_MB = 1 << 20
 
 
@@ -46,9 +44,8 @@ class CompatRoutes:
 
     async def list(self, request: Request) -> Response:
         """The newest `limit` as a bare array; with `page`, one page in the envelope of `/checkpoints`."""
-        if "page" in request.query_params:
-            return await self._checkpoints.listed(request, parse_list, _enveloped)
-        return await self._checkpoints.listed(request, _newest, _bare)
+        render = _enveloped if "page" in request.query_params else _bare
+        return await self._checkpoints.listed(request, parse_compatible, render)
 
     async def stream(self, request: Request) -> Response:
         """As `/checkpoints/stream`, with these field names."""
@@ -73,10 +70,6 @@ def compat_entry(entry: CheckpointEntry) -> CompatEntry:
         recall=entry.metrics.get("recall"),
         hmean=entry.metrics.get("hmean"),
     )
-
-
-def _newest(parameters: QueryParams) -> Query:
-    return parse_limited(parameters, DEFAULT_LIMIT)
 
 
 def _bare(page: Page) -> bytes:

@@ -1,35 +1,94 @@
-"""Parameters: query strings into typed queries; what is unknown or out of range is a problem that says so."""
+"""Parameters: what each route takes, declared once; query strings into typed queries."""
 
-import datetime as dt
-import difflib
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import QueryParams
 
-from ckptd.catalog.query import Query, QueryError, filter_hash
+from ckptd.catalog.entry import Health
+from ckptd.catalog.query import MAX_PAGE_SIZE, SORT_FIELDS, Query, QueryError, filter_hash
+from ckptd.validators.inspection import Safety
 
+from .backend import RebuildMode
 from .frames import View
+from .parameter_types import Parameter, bounds, choice, choices, flag, integer, moment, read_parameters, text
 from .problems import ProblemError
 
-PAGING = ("page", "page_size", "sort_by", "sort_order")
+_NOT_SORTABLE = ["path_base64", "metrics", "dtypes", "findings"]
 FILTERS = (
-    "q",
-    "exp_name",
-    "architecture",
-    "modified_after",
-    "modified_before",
-    "health",
-    "safety",
-    "include_invalid",
+    text("q", "words that must all occur in the path, display name or experiment name; case does not matter"),
+    text("exp_name", "the experiment's name", examples=("dbnet_resnet18",)),
+    text("architecture", "the architecture's name", examples=("dbnet",)),
+    moment("modified_after", "modified at this moment or later", examples=("2025-10-11T00:00:00Z",)),
+    moment("modified_before", "modified before this moment"),
+    choices("health", "one or more, separated by commas; without it all but `invalid`", Health),
+    choices("safety", "one or more, separated by commas: what loading with `weights_only=False` could do", Safety),
+    flag("include_invalid", "show those as well that cannot be used", examples=(True,)),
+    bounds("min_", "lowest value of a metric, e.g. `min_hmean=0.8`; who does not have it does not match"),
+    bounds("max_", "highest value of a metric, e.g. `max_val_loss=0.2`"),
 )
-METRIC_BOUNDS = ("min_", "max_")
-_KNOWN_BOUNDS = ("min_<metric>", "max_<metric>")
-_TRUE, _FALSE = frozenset({"true", "1", "yes", "on"}), frozenset({"false", "0", "no", "off"})
-MAX_PAGE_SIZE = 1000
-LIMIT, BATCH_SIZE = 50, 10
-"""Defaults of the stream that ends, as existing studios know them."""
+"""Of lists and streams alike. All must hold."""
+SORTING = (
+    Parameter(
+        name="sort_by",
+        description="a metric's name (`metrics.<name>` where a field has the same), or one of "
+        f"{', '.join(SORT_FIELDS)}; nulls come last. Newest first by default",
+        schema={"type": "string", "pattern": "^[^\\u0000-\\u001f]{1,200}$", "not": {"enum": _NOT_SORTABLE}},
+        read=str,
+        wanted="the name of a field or of a metric",
+        examples=("hmean",),
+    ),
+    choice("sort_order", "by default text ascending, times and numbers descending", ("asc", "desc")),
+)
+_PAGE_SIZE = integer("page_size", "entries on one page", high=MAX_PAGE_SIZE, default=50)
+LIST = (integer("page", "which page", default=1), _PAGE_SIZE, *SORTING, *FILTERS)
+"""Of `GET /checkpoints`."""
+STREAM = (
+    integer("limit", "entries in all", high=MAX_PAGE_SIZE, default=50),
+    integer("batch_size", "entries in one message", high=MAX_PAGE_SIZE, default=10),
+    *SORTING,
+    *FILTERS,
+)
+"""Of the streams that end; the defaults are those that existing studios know."""
+EVENTS = (
+    Parameter(
+        name="last_event_id",
+        description="the id of the last event that was read, where the header `Last-Event-ID` cannot be sent; "
+        "of any doubt about it the answer is a snapshot",
+        schema={"type": "string"},
+        read=str,
+        wanted="an event's id",
+    ),
+    *FILTERS,
+)
+"""Of the live stream."""
+COMPATIBLE = (
+    integer("limit", "the newest so many", high=MAX_PAGE_SIZE, default=100),
+    integer("page", "answer with this page, in the envelope of `/checkpoints`"),
+    integer("page_size", "entries on one page, instead of `limit`", high=MAX_PAGE_SIZE),
+    *SORTING,
+    *FILTERS,
+)
+"""Of the lists that existing studios ask for."""
+REBUILD = (
+    choice(
+        "mode",
+        "`sweep`: look at the whole tree; files that have not changed are not read again. "
+        "`full`: read every checkpoint again, and accept the filesystems as they are mounted now",
+        [mode.value for mode in RebuildMode],
+        default=RebuildMode.SWEEP.value,
+    ),
+)
+"""Of `POST /rebuild`."""
+CHECKPOINT_ID = Parameter(
+    name="id",
+    description="a checkpoint's id: its slot, which survives overwriting the file",
+    schema={"type": "string", "pattern": "^[a-z2-7]{16}$"},
+    read=str,
+    wanted="an id from the list",
+    location="path",
+    required=True,
+)
 
 
 def parse_list(parameters: QueryParams) -> Query:
@@ -38,45 +97,37 @@ def parse_list(parameters: QueryParams) -> Query:
     Raises:
         ProblemError: 400, naming the parameter, its value and what it may be.
     """
-    reject_unknown(parameters, (*PAGING, *FILTERS), metrics=True)
-    fields = _filters(parameters)
-    for name in ("page", "page_size"):
-        if name in parameters:
-            fields[name] = _integer(parameters, name)
-    for name in ("sort_by", "sort_order"):
-        if name in parameters:
-            fields[name] = parameters[name]
-    return _query(fields)
+    return query_of(read_parameters(parameters, LIST))
 
 
 def parse_stream(parameters: QueryParams) -> tuple[Query, int]:
-    """The query and the batch size of `GET /checkpoints/stream`.
+    """The query and the batch size of the streams that end.
 
     Raises:
         ProblemError: as `parse_list`.
     """
-    query = parse_limited(parameters, LIMIT, further=("batch_size",))
-    return query, _integer(parameters, "batch_size", BATCH_SIZE)
+    values = read_parameters(parameters, STREAM)
+    return query_of(values), values["batch_size"]
 
 
-def parse_limited(parameters: QueryParams, default: int, *, further: Sequence[str] = ()) -> Query:
-    """The query of a list that is not paged but cut off: `limit`, and the filters.
-
-    Args:
-        parameters: of the request.
-        default: the limit where none is given.
-        further: parameters that the caller reads itself.
+def parse_compatible(parameters: QueryParams) -> Query:
+    """The query of the lists that existing studios ask for.
 
     Raises:
         ProblemError: as `parse_list`.
     """
-    reject_unknown(parameters, ("limit", *further, "sort_by", "sort_order", *FILTERS), metrics=True)
-    fields = _filters(parameters)
-    for name in ("sort_by", "sort_order"):
-        if name in parameters:
-            fields[name] = parameters[name]
-    fields["page_size"] = _integer(parameters, "limit", default)
-    return _query(fields)
+    values = read_parameters(parameters, COMPATIBLE)
+    limit = values.pop("limit")
+    return query_of({"page_size": limit} | values)
+
+
+def parse_rebuild(parameters: QueryParams) -> RebuildMode:
+    """How much of what is known `POST /rebuild` trusts.
+
+    Raises:
+        ProblemError: as `parse_list`.
+    """
+    return RebuildMode(read_parameters(parameters, REBUILD)["mode"])
 
 
 def parse_events(parameters: QueryParams) -> View:
@@ -85,59 +136,19 @@ def parse_events(parameters: QueryParams) -> View:
     Raises:
         ProblemError: as `parse_list`.
     """
-    reject_unknown(parameters, ("last_event_id", *FILTERS), metrics=True)
-    query = _query(_filters(parameters))
+    query = query_of(read_parameters(parameters, EVENTS))
     return View(filter_hash(query), query.matches)
 
 
-def reject_unknown(parameters: QueryParams, known: Iterable[str], *, metrics: bool = False) -> None:
-    """Refuse parameters that the route does not have: a misspelt filter must not pass for none.
+def query_of(values: Mapping[str, Any]) -> Query:
+    """The query that values of declared parameters ask for; `limit` is the size of its one page.
 
     Raises:
-        ProblemError: 400, listing the known ones.
+        ProblemError: as `parse_list`.
     """
-    known = tuple(known)
-    for name in parameters:
-        if name in known or (metrics and name.startswith(METRIC_BOUNDS) and len(name) > 4):
-            continue
-        shown = (*known, *(_KNOWN_BOUNDS if metrics else ()))
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ProblemError(
-            400,
-            f"there is no parameter {name!r} here",
-            remedy=f"{hint}known parameters: {', '.join(shown) or 'none'}",
-            field=name,
-            value=parameters[name],
-        )
-
-
-def _filters(parameters: QueryParams) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        name: parameters[name] for name in ("q", "exp_name", "architecture") if name in parameters
-    }
-    for name in ("health", "safety"):
-        if name in parameters:
-            fields[name] = parameters[name]
-    for name in ("modified_after", "modified_before"):
-        if name in parameters:
-            fields[name] = _time(name, parameters[name])
-    if "include_invalid" in parameters:
-        fields["include_invalid"] = _flag("include_invalid", parameters["include_invalid"])
-    for bound in METRIC_BOUNDS:
-        limits = {
-            name.removeprefix(bound): _number(name, value)
-            for name, value in parameters.items()
-            if name.startswith(bound)
-        }
-        if limits:
-            fields[f"{bound}metrics"] = limits
-    return fields
-
-
-def _query(fields: dict[str, Any]) -> Query:
+    fields = {_FIELDS.get(name, name): value for name, value in values.items()}
     try:
-        query = Query(**fields)
+        query = Query(**{name: fields[name] for name in Query.__struct_fields__ if name in fields})
         query.check()
     except QueryError as error:
         raise ProblemError(
@@ -150,44 +161,5 @@ def _query(fields: dict[str, Any]) -> Query:
     return query
 
 
-def _integer(parameters: QueryParams, name: str, default: int = 1) -> int:
-    text = parameters.get(name, str(default))
-    if text.isascii() and text.isdigit() and 1 <= len(text) <= 9:
-        value = int(text)
-        if value >= 1 and (name == "page" or value <= MAX_PAGE_SIZE):
-            return value
-    upper = "" if name == "page" else f" to {MAX_PAGE_SIZE}"
-    raise _refused(name, text, f"a whole number from 1{upper}")
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise _refused(name, text, "a finite number")
-    return value
-
-
-def _flag(name: str, text: str) -> bool:
-    if text.lower() in _TRUE | _FALSE:
-        return text.lower() in _TRUE
-    raise _refused(name, text, "true or false")
-
-
-def _time(name: str, text: str) -> dt.datetime:
-    """RFC 3339, a date, or seconds since the epoch; without a zone it is UTC."""
-    try:
-        # A `+` of a zone that was not escaped arrives as a space.
-        moment = dt.datetime.fromisoformat(text.strip().replace(" ", "+") if "T" in text else text.strip())
-    except ValueError:
-        try:
-            return dt.datetime.fromtimestamp(float(text), dt.UTC)
-        except (ValueError, OverflowError, OSError):
-            raise _refused(name, text, "a time such as 2025-10-11T00:44:42Z") from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=dt.UTC)
-
-
-def _refused(name: str, text: str, wanted: str) -> ProblemError:
-    return ProblemError(400, f"{name} cannot be {text!r}", remedy=f"use {wanted}", field=name, value=text)
+_FIELDS = {"limit": "page_size", "min_": "min_metrics", "max_": "max_metrics"}
+"""Parameters that a query knows by another name."""
