@@ -29,12 +29,7 @@ def find_matching(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
         else:
             named.append(path)
     targets = find_targets([*named, *dict.fromkeys(matched)], suffixes)
-    by_path: dict[bytes, Target] = {}
-    for target in targets.found:
-        # A file may be named and also be found in a tree: the tree knows more of its surroundings.
-        known = by_path.get(target.absolute)
-        if known is None or len(target.root.path) < len(known.root.path):
-            by_path[target.absolute] = target
+    by_path = {target.absolute: target for target in targets.found}
     only_matched = {os.path.realpath(os.fsencode(path)) for path in matched}
     found = [target for path, target in by_path.items() if path not in only_matched or not _is_part(path, by_path)]
     return Targets(found, targets.problems)

@@ -53,7 +53,8 @@ def find_targets(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
         if is_directory and checkpoint_directory(absolute) is None:
             directories.append(path)
         elif os.path.exists(absolute):
-            named.append(Target(Root(os.path.dirname(absolute)), os.path.basename(absolute), is_directory))
+            # Its config may lie some directories above: no nearer root is known.
+            named.append(Target(Root(b"/"), absolute.lstrip(b"/"), is_directory))
         elif os.path.islink(path):
             raise CommandError(f"{path!r} is a link that leads nowhere; remove it or restore its target", USAGE)
         else:

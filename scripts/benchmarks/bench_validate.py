@@ -41,10 +41,14 @@ def _command(what: str, arguments: Sequence[str], count: int, turns: int, budget
     before = _processor_s()
     for _ in range(turns):
         began = time.perf_counter()
-        subprocess.run(
-            [CKPTD, "validate", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        done = subprocess.run(
+            [CKPTD, "validate", *arguments], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         seconds.append(time.perf_counter() - began)
+        if done.returncode:
+            raise SystemExit(
+                f"ckptd validate {' '.join(arguments)}: exit code {done.returncode}\n{done.stderr[-2000:]}"
+            )
     cpu_ms = (_processor_s() - before) / turns / count * 1e3
     rate = count / statistics.median(seconds)
     verdict = against(rate, budget, at_least=True) if budget else ""

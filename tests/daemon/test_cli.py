@@ -249,6 +249,14 @@ def test_validate_expands_a_quoted_glob_and_leaves_companions_and_dead_links_out
     assert len(everything.stdout.splitlines()) == 3, "what is matched twice is told once"
 
 
+@pytest.mark.parametrize("path", ["outputs", "outputs/a/checkpoints/best.ckpt", "outputs/**/*.ckpt"])
+def test_the_config_of_a_run_is_found_however_its_checkpoint_is_named(tmp_path, path):
+    save(tmp_path / "outputs/a/checkpoints/best.ckpt")
+    (tmp_path / "outputs/a/config.yaml").write_text("exp_name: a\n")
+    (document,) = ckptd_json("validate", path, home=tmp_path)["checkpoints"]
+    assert "config.missing" not in [found["code"] for found in document["findings"]]
+
+
 def test_what_exists_under_its_literal_name_is_no_glob(tmp_path):
     save(tmp_path / "lr=[0.1].ckpt")
     save(tmp_path / "lr=0.ckpt")
