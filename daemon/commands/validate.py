@@ -171,6 +171,7 @@ class _Report:
             return
         if self._terminal and told and not self._quiet:
             output.print_table(_COLUMNS, [self._row(*result) for result in told], right=_RIGHT)
+        sys.stdout.flush()  # lines before what is said of them, where both go to one place
         for group in groups:
             if group.severity is not Severity.INFO and (not self._only_invalid or self._is_fatal(group.severity)):
                 self._print_group(group)
