@@ -73,11 +73,6 @@ class StatusCollector(Collector):
 
     def __init__(self, status: Callable[[], Status]) -> None:
         self._status = status
-        self._version = _version()
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: without this, registering would already ask a service that is only being made."""
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         """See `Collector`."""
@@ -98,7 +93,7 @@ class StatusCollector(Collector):
             "ckptd_worker_crashes", "Worker processes that died on a file.", status.worker_crashes
         )
         build = GaugeMetricFamily("ckptd_build_info", "1; the labels say what runs.", labels=("version", "python"))
-        build.add_metric((self._version, platform.python_version()), 1)
+        build.add_metric((_VERSION, platform.python_version()), 1)
         yield build
 
 
@@ -107,10 +102,6 @@ class StreamCollector(Collector):
 
     def __init__(self, stream: Callable[[], StreamCounts]) -> None:
         self._stream = stream
-
-    def describe(self) -> Iterable[Metric]:
-        """See `StatusCollector`."""
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         """See `Collector`."""
@@ -137,10 +128,6 @@ class WorkCollector(Collector):
 
     def __init__(self, work: Callable[[], Work]) -> None:
         self._work = work
-
-    def describe(self) -> Iterable[Metric]:
-        """See `StatusCollector`."""
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         """See `Collector`."""
@@ -237,3 +224,7 @@ def _version() -> str:
         return metadata.version("ckptd")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+_VERSION = _version()
+"""Read once, before there is a loop that would wait for the disk."""

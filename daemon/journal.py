@@ -6,6 +6,7 @@ new instance name that is not on disk: after a restart no cursor from that time 
 """
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -69,12 +70,17 @@ class Journal:
         *,
         clock: Callable[[], float] = anyio.current_time,
         monitor: LoopMonitor | None = None,
+        on_commit: Callable[[float, bool], None] = lambda _seconds, _ok: None,
     ) -> None:
+        """Args:
+        on_commit: told how long each attempt to commit took, in seconds, and whether it is on disk.
+        """
         self._catalog = catalog
         self._state = state
         self._log = log
         self._clock = clock
         self._monitor = monitor or LoopMonitor()
+        self._on_commit = on_commit
         self._queue: list[_Submission] = []
         self._taken: list[_Submission] = []
         self._wake = anyio.Event()
@@ -173,6 +179,7 @@ class Journal:
 
     async def _commit(self, batch: Batch, details: _Details) -> None:
         if self.durable:
+            started = time.perf_counter()
             try:
                 await self._in_thread(
                     lambda: self._state.commit(
@@ -183,9 +190,11 @@ class Journal:
                         verifications=details.verifications,
                     )
                 )
+                self._on_commit(time.perf_counter() - started, True)
                 self._awaited -= details.descriptions.keys()
                 return
             except StateError as error:
+                self._on_commit(time.perf_counter() - started, False)
                 self.durable = False
                 self._retry_at = self._clock() + RETRY_S
                 self._catalog.renew_instance(secrets.token_hex(8))

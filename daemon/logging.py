@@ -1,6 +1,9 @@
 """Logging: one stream for ckptd, uvicorn and watchfiles; pretty on a terminal, JSON elsewhere, repeats bounded."""
 
+import collections
+import contextlib
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Hashable
@@ -13,6 +16,9 @@ from .settings import LogFormat, Settings
 
 REPEATS_PER_MINUTE = 30
 """One event may appear so often in a minute; what exceeds it is counted and told in one line."""
+
+REQUEST_EVENT = "request"
+"""The access log's event. Answers that went well are not repeats of each other: whoever asks for them all gets all."""
 
 _WINDOW_S = 60.0
 _EVENTS_TRACKED = 512
@@ -55,6 +61,14 @@ def configure(settings: Settings, stream: TextIO | None = None) -> structlog.std
     )
 
 
+def tell_repeats() -> None:
+    """Have the log tell of floods that are over, also where nothing else happens that would."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            with handler.lock or contextlib.nullcontext():
+                handler.tell_repeats()
+
+
 class RateLimiter:
     """Counts events by key in windows of a minute. Pure but for the clock that it is given."""
 
@@ -62,23 +76,32 @@ class RateLimiter:
         self._limit = limit
         self._clock = clock
         self._windows: dict[Hashable, tuple[float, int]] = {}
+        self._cut: collections.deque[tuple[Hashable, int]] = collections.deque(maxlen=_EVENTS_TRACKED)
 
     def allow(self, key: Hashable) -> bool:
         """Whether the event may appear now; it is counted either way."""
         now = self._clock()
         start, count = self._windows.get(key, (now, 0))
         if key not in self._windows and len(self._windows) >= _EVENTS_TRACKED:
-            del self._windows[next(iter(self._windows))]
+            self._cut_short()
         self._windows[key] = (start, count + 1)
         return count < self._limit
 
-    def ended(self) -> list[tuple[Hashable, int]]:
+    def ended(self, *, all_of_them: bool = False) -> list[tuple[Hashable, int]]:
         """Forget the windows that are over; returns (key, events left out) of those that were over the limit."""
-        oldest = self._clock() - _WINDOW_S
-        over = [(key, count) for key, (start, count) in self._windows.items() if start <= oldest]
+        oldest = math.inf if all_of_them else self._clock() - _WINDOW_S
+        over = [*self._cut, *((key, count) for key, (start, count) in self._windows.items() if start <= oldest)]
+        self._cut.clear()
         for key, _ in over:
-            del self._windows[key]
+            self._windows.pop(key, None)
         return [(key, count - self._limit) for key, count in over if count > self._limit]
+
+    def _cut_short(self) -> None:
+        """Make room for another event by ending the oldest window before its time."""
+        key = next(iter(self._windows))
+        _, count = self._windows.pop(key)
+        if count > self._limit:
+            self._cut.append((key, count))
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -89,10 +112,20 @@ class _Handler(logging.StreamHandler[TextIO]):
         self._limiter = limiter
 
     def emit(self, record: logging.LogRecord) -> None:
-        for key, left_out in self._limiter.ended():
-            super().emit(_summary(key, left_out))
-        if record.levelno < logging.INFO or self._limiter.allow(_key(record)):
+        self.tell_repeats()
+        if record.levelno < logging.INFO or _is_each_worth_a_line(record) or self._limiter.allow(_key(record)):
             super().emit(record)
+
+    def tell_repeats(self, *, all_of_them: bool = False) -> None:
+        """Tell how often events were left out whose minute is over, or all of them at the end."""
+        for key, left_out in self._limiter.ended(all_of_them=all_of_them):
+            super().emit(_summary(key, left_out))
+
+    def close(self) -> None:
+        """Tell what was left out before the log ends."""
+        if not self.stream.closed:
+            self.tell_repeats(all_of_them=True)
+        super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
         """A log that cannot be written (closed pipe, full disk) must not stop the service nor log about itself."""
@@ -100,13 +133,21 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 def _key(record: logging.LogRecord) -> Hashable:
     # The template, not the text: a thousand files with the same trouble are one event.
-    message = record.msg.get("event", "") if isinstance(record.msg, dict) else record.msg
-    return record.name, record.levelno, str(message)
+    if not isinstance(record.msg, dict):
+        return record.name, record.levelno, str(record.msg)
+    message = str(record.msg.get("event", ""))
+    if message == REQUEST_EVENT:  # one flood of refused requests must not hide that another route fails
+        message = f"{message} {record.msg.get('route')} {record.msg.get('status')}"
+    return record.name, record.levelno, message
+
+
+def _is_each_worth_a_line(record: logging.LogRecord) -> bool:
+    return isinstance(record.msg, dict) and record.msg.get("event") == REQUEST_EVENT and record.msg["status"] < 400
 
 
 def _summary(key: Hashable, left_out: int) -> logging.LogRecord:
     name, level, message = cast("tuple[str, int, str]", key)
-    text = f"left out {left_out} more in the last minute of: {message}"
+    text = f"repeated {left_out:,} more times in {_WINDOW_S:.0f} s: {message}"
     return logging.LogRecord(name, level, __file__, 0, text, None, None)
 
 

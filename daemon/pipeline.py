@@ -38,7 +38,7 @@ from ckptd.validators.inspection import FileIdentity, Seal
 
 from .journal import Journal
 from .look import Opened, Sight, Viewer
-from .metrics import Metrics
+from .metrics import DescribeOutcome, Metrics
 from .settle import Look, LookKind, Phase, Settle, Verdict
 from .sidecars import SidecarWriter, keep_state_metadata
 from .workers import WorkerDied, WorkerPool, finding_for
@@ -149,6 +149,11 @@ class Pipeline:
     def waiting(self) -> int:
         """Paths that were never looked at since they changed."""
         return self._settle.phases()[Phase.NEW]
+
+    @property
+    def phases(self) -> dict[Phase, int]:
+        """How many paths stand where."""
+        return self._settle.phases()
 
     def hint(self, keys: Iterable[Key], *, must_read: bool = False) -> None:
         """Something may have changed at these paths. Cheap; never blocks."""
@@ -297,26 +302,32 @@ class Pipeline:
             return failed_description(sight.request, sight.identities.file, problem, seal=sight.seal)
         started = time.perf_counter()
         opened = sight.opened
+        outcome: DescribeOutcome | None = None
         try:
             description = await self._pool.describe(opened.request, opened.files)
+            outcome = _outcome_of(description)
         except Changed as changed:
+            outcome = DescribeOutcome.CHANGED
             if not self._is_unsteady(key, opened):
                 self._settle.abort(key, anyio.current_time(), retry_in_s=0.02)
                 return None
             problem = finding("shards.incomplete", f"the directory is being written: {changed.message}")
             description = failed_description(opened.request, opened.identities.file, problem, seal=Seal.OPEN)
         except Unreadable as error:
+            outcome = DescribeOutcome.UNREADABLE
             self._problem("checkpoint unreadable", key, error.message)
             self._settle.abort(key, anyio.current_time(), retry_in_s=1.0)
             return None
         except WorkerDied as death:
+            outcome = DescribeOutcome.WORKER_DIED
             self.counts.worker_deaths += 1
             self._problem("worker died", key, str(death))
             description = failed_description(opened.request, opened.identities.file, finding_for(death))
         finally:
             opened.close()
+            if outcome is not None:
+                self._metrics.observe_description(outcome, time.perf_counter() - started)
         self.counts.described += 1
-        self._metrics.describe_seconds.observe(time.perf_counter() - started)
         return description
 
     def _is_unsteady(self, key: Key, opened: Opened) -> bool:
@@ -463,6 +474,13 @@ def _with_verification(description: Description, seen: _Seen) -> Description:
     if seen.verification is None or seen.sight.identities is None:
         return description
     return apply(description, seen.verification, shards=seen.sight.identities.shards)
+
+
+def _outcome_of(description: Description) -> DescribeOutcome:
+    inspection = description.inspection
+    if inspection.is_valid:
+        return DescribeOutcome.VALID
+    return DescribeOutcome.INCOMPLETE if inspection.seal is Seal.OPEN else DescribeOutcome.INVALID
 
 
 def _open_root(root: Root) -> int | OSError:

@@ -76,7 +76,7 @@ async def _serve(
     log: structlog.stdlib.BoundLogger,
 ) -> None:
     config = HttpConfig(
-        build_app(service, access),
+        build_app(service, access, log=log),
         Limits(max_connections=_max_connections(service.settings, log)),
         root_path=service.settings.root_path,
         drain_s=int(DRAIN_S),

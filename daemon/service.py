@@ -34,13 +34,13 @@ from .http.backend import RebuildMode
 from .http.events import EventHub
 from .journal import Journal
 from .look import Viewer
-from .metrics import Metrics
+from .metrics import Metrics, RootEvents, Work
 from .mounts import MountTable
-from .pipeline import Key, Pipeline
+from .pipeline import Counts, Key, Pipeline
 from .progress import Progress
 from .rootlock import RootLock
 from .settings import Settings, SidecarName, Sidecars
-from .settle import Settle
+from .settle import Phase, Settle
 from .sidecars import SidecarWriter
 from .status import CatalogStatus, RecentError, RootStatus, Status, VerifierStatus
 from .sweep import SweepReport
@@ -99,6 +99,8 @@ class Service:
         self.catalog.load(loaded.records, loaded.tombstones, loaded.revision, loaded.floor)
         self._tally = Tally(self.catalog)
         self.catalog.on_publish(self._tally.publish)
+        self.catalog.on_publish(self.metrics.count_changes)
+        self.metrics.watch_work(self._work)
         self._completeness: Completeness[Key] = Completeness(root.name for root in roots)
         self.hub = EventHub(
             self.catalog,
@@ -109,7 +111,9 @@ class Service:
             send_timeout_s=settings.send_timeout_s,
             monitor=self.metrics.loop,
         )
-        self._journal = Journal(self.catalog, state, log, monitor=self.metrics.loop)
+        self._journal = Journal(
+            self.catalog, state, log, monitor=self.metrics.loop, on_commit=self.metrics.observe_commit
+        )
         self._locks = {root: RootLock(root) for root in roots}
         self._mounts = {root: self._load_mounts(root) for root in roots}
         self._saved_mounts: dict[Root, str] = {}
@@ -128,6 +132,7 @@ class Service:
         )
         self._pipeline: Pipeline | None = None
         self._pool: WorkerPool | None = None
+        self._background_pool: WorkerPool | None = None
         self._verifier: Verifier | None = None
         self._trees: dict[Root, Tree] = {}
         self._build = Build()
@@ -269,6 +274,7 @@ class Service:
             roots=self._root_statuses(),
             checkpoint_count=len(self.catalog),
             by_health={health.value: count for health, count in self._tally.by_health.items() if count},
+            by_safety={safety.value: count for safety, count in self._tally.by_safety.items() if count},
             with_sidecar=self._tally.with_sidecar,
             with_state_metadata=self._tally.with_state_metadata,
             last_build_s=self._build.seconds,
@@ -280,13 +286,48 @@ class Service:
             skipped_sidecars=self._sidecars.skipped,
             skipped_links=sum(tree.skipped_links for tree in self._trees.values()),
             state_durable=self._journal.durable,
+            cache_hit_rate=self.metrics.counts.cache_hit_rate,
             recent_errors=tuple(self._errors),
             worker_crashes=0 if pool is None else pool.crashes,
             sandbox="unknown" if pool is None else pool.sandbox,
             verification=self._verifier_status(),
         )
-        due_s = max((tree.sweep_gap_s for tree in self._trees.values()), default=self.settings.sweep_min_s)
-        return judge_service(status, self.settings, now=time.time(), sweep_due_s=due_s)
+        return judge_service(status, self.settings, now=time.time(), sweep_due_s=self._sweep_due_s)
+
+    @property
+    def _sweep_due_s(self) -> float:
+        """How old the last complete sweep may be when all is well."""
+        return max((tree.sweep_gap_s for tree in self._trees.values()), default=self.settings.sweep_min_s)
+
+    def _work(self) -> Work:
+        """What waits and what was done, for the metrics."""
+        counts = Counts() if self._pipeline is None else self._pipeline.counts
+        pools = [pool for pool in (self._pool, self._background_pool) if pool is not None]
+        return Work(
+            queues=self._queues(),
+            workers_busy=sum(pool.in_flight for pool in pools),
+            looks=counts.looks,
+            unchanged=counts.unchanged,
+            described=counts.described,
+            removed=counts.removed,
+            worker_deaths=sum((pool.deaths for pool in pools), collections.Counter()),
+            zygote_restarts=sum(pool.zygote_restarts for pool in pools),
+            sidecars_written=self._sidecars.written,
+            sidecars_skipped=self._sidecars.skipped,
+            roots=tuple(
+                RootEvents(root.name, tree.watching.events, tree.watching.overflows, tree.watching.restarts)
+                for root, tree in self._trees.items()
+            ),
+            sweep_due_s=self._sweep_due_s,
+        )
+
+    def _queues(self) -> dict[str, int]:
+        phases = dict.fromkeys(Phase, 0) if self._pipeline is None else self._pipeline.phases
+        return {f"settle_{phase}": count for phase, count in phases.items()} | {
+            "journal": self._journal.depth,
+            "workers": 0 if self._pool is None else self._pool.queued,
+            "sidecars": self._sidecars.pending,
+        }
 
     def _verifier_status(self) -> VerifierStatus:
         known = VerifierStatus(level=self.settings.verify.value)
@@ -314,7 +355,9 @@ class Service:
         # Requests of the same moment share one rebuild; whoever comes once it has begun gets the next one.
         await anyio.lowlevel.checkpoint()
         del self._rebuilds[mode]
-        await self._build_and_tell(time.perf_counter(), mode is RebuildMode.FULL)
+        began_at = time.perf_counter()
+        await self._build_and_tell(began_at, mode is RebuildMode.FULL)
+        self.metrics.rebuild_seconds.labels(mode.value).observe(time.perf_counter() - began_at)
         self.hub.announce_rebuilt(token, self.catalog.revision)
 
     async def _build_and_tell(self, began_at: float, full: bool) -> None:
@@ -492,7 +535,7 @@ class Service:
 
     def _make_background_pool(self) -> WorkerPool:
         settings = self.settings
-        return WorkerPool(
+        self._background_pool = WorkerPool(
             workers=1,
             memory_mb=settings.worker_memory_mb,
             timeout_s=settings.worker_timeout_s,
@@ -501,6 +544,7 @@ class Service:
             background=True,
             architectures=settings.architectures,
         )
+        return self._background_pool
 
     def _make_viewer(self, root: Root) -> Viewer:
         filesystems = Filesystems()
@@ -550,9 +594,10 @@ class Service:
         self._trees[key.root].looked()
 
     def _swept(self, report: SweepReport) -> None:
-        self.metrics.sweep_seconds.observe(report.seconds)
+        self.metrics.observe_sweep(report.seconds, ok=report.ok)
 
     def _problem(self, what: str, path: str, message: str) -> None:
+        self.metrics.count_problem(what)
         self._errors.append(RecentError(at=time.time(), what=what, path=path, message=message))
 
 

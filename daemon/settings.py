@@ -80,6 +80,15 @@ class LogLevel(enum.StrEnum):
     ERROR = "error"
 
 
+class AccessLogged(enum.StrEnum):
+    """Which requests the log tells of."""
+
+    OFF = "off"
+    ERRORS = "errors"
+    """Those that were refused or failed."""
+    ALL = "all"
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -87,6 +96,10 @@ def _cores() -> int:
 def _off_is_a_word(value: object) -> object:
     # YAML 1.1 reads a bare `off` as false.
     return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value
+
+
+def _all_or_off(value: object) -> object:
+    return {False: "off", True: "all"}[value] if isinstance(value, bool) else value
 
 
 def _resolved(path: str) -> bytes:
@@ -211,6 +224,18 @@ class Settings(BaseModel):
 
     log_format: LogFormat = Field(LogFormat.AUTO, description="console, json, or auto: by whether stderr is a terminal")
     log_level: LogLevel = Field(LogLevel.INFO, description="least severe event that is logged")
+    access_log: Annotated[AccessLogged, pydantic.BeforeValidator(_all_or_off)] = Field(
+        AccessLogged.ERRORS, description="requests that are logged: errors (refused or failed), all, or off"
+    )
+    sentry_dsn: str | None = Field(
+        None, description="Sentry project that errors are reported to (needs sentry-sdk); else SENTRY_DSN"
+    )
+    wandb_project: str | None = Field(
+        None, description="W&B project that the service's main figures are sent to (needs wandb)"
+    )
+    wandb_every_s: Annotated[float, Field(ge=1, le=86_400, allow_inf_nan=False)] = Field(
+        60, description="time between two sets of figures for W&B, in seconds"
+    )
     config: str | None = Field(None, description="YAML file with settings")
 
     @pydantic.field_validator("suffixes")
@@ -234,6 +259,14 @@ class Settings(BaseModel):
         for key in (key for keys in value.values() for key in keys):
             if not key.strip(".") or key != key.strip() or "\n" in key:
                 raise ValueError(f"{key!r} is not a key such as model.encoder")
+        return value
+
+    @pydantic.field_validator("sentry_dsn")
+    @classmethod
+    def _dsn_is_a_dsn(cls, value: str | None) -> str | None:
+        # https://develop.sentry.dev/sdk/overview/#parsing-the-dsn
+        if value is not None and not re.fullmatch(r"https?://[^/@\s]+@[^/@\s]+/(\S+/)?\d+", value):
+            raise ValueError("it is not a DSN such as https://key@sentry.example/42")
         return value
 
     @pydantic.field_validator("cors_origins")
@@ -424,6 +457,8 @@ def _fill_from_system(values: dict[str, Any], env: Mapping[str, str]) -> None:
         credential = os.path.join(credentials, CREDENTIAL_NAME)
         if os.path.exists(credential):
             values["token_file"] = credential
+    if "sentry_dsn" not in values and env.get("SENTRY_DSN"):
+        values["sentry_dsn"] = env["SENTRY_DSN"]
     roots = values.get("roots", Settings.model_fields["roots"].default)
     roots = (roots,) if isinstance(roots, str) else roots
     if not isinstance(roots, tuple | list) or not all(isinstance(root, str) and root for root in roots):

@@ -361,6 +361,7 @@ class Verifier:
         read = size_bytes if outcome in (Outcome.GOOD, Outcome.CORRUPT, Outcome.ROTTEN) else 0
         self._effort.add(outcome, read, seconds)
         self._metrics.verified.labels(self._level.value, outcome.value).inc()
+        self._metrics.verify_seconds.labels(self._level.value, outcome.value).observe(seconds)
         self._metrics.verified_bytes.inc(read)
 
     def _tell_news(self, path: str, previous: Verification | None, verification: Verification) -> None:

@@ -2,9 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
+import structlog
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -14,10 +15,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from . import page
+from .access_log import AccessLog
 from .backend import Backend
 from .checkpoints import CheckpointRoutes
 from .compat import CompatRoutes
 from .health import HealthRoutes
+from .observed import Observed
 from .parameters import parse_events
 from .problems import ProblemError
 from .responses import offers_gzip
@@ -27,16 +30,35 @@ EVENTS_PATH = "/checkpoints/events"
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
 
-def build_app(backend: Backend, access: AccessPolicy, *, lifespan: Lifespan | None = None) -> "CatalogApp":
-    """Put the application together. `hub.run()` is the service's to start, and `hub.close()` to call."""
+def build_app(
+    backend: Backend,
+    access: AccessPolicy,
+    *,
+    lifespan: Lifespan | None = None,
+    log: structlog.stdlib.BoundLogger | None = None,
+) -> "CatalogApp":
+    """Put the application together. `hub.run()` is the service's to start, and `hub.close()` to call.
+
+    Args:
+        backend: the service.
+        access: who gets in.
+        lifespan: of the application.
+        log: for the access log; without one there is none.
+    """
     backend.metrics.watch(backend.status, lambda: backend.hub.counts)
-    return CatalogApp(backend, access, lifespan)
+    return CatalogApp(backend, access, lifespan, log)
 
 
 class CatalogApp(Starlette):
     """Every request is checked first; the live stream then goes straight to the hub, the rest to the routes."""
 
-    def __init__(self, backend: Backend, access: AccessPolicy, lifespan: Lifespan | None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        access: AccessPolicy,
+        lifespan: Lifespan | None,
+        log: structlog.stdlib.BoundLogger | None,
+    ) -> None:
         checkpoints = CheckpointRoutes(backend)
         compat = CompatRoutes(checkpoints)
         health = HealthRoutes(backend)
@@ -60,6 +82,7 @@ class CatalogApp(Starlette):
         self._access = access
         self._hub = backend.hub
         self._metrics = backend.metrics
+        self._access_log = AccessLog(backend.settings.access_log, log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -92,28 +115,19 @@ class CatalogApp(Starlette):
         headers = dict(scope["headers"])
         last_event_id = headers.get(b"last-event-id", b"").decode("latin-1") or parameters.get("last_event_id")
         gzip = offers_gzip(headers.get(b"accept-encoding", b"").decode("latin-1"))
-        await self._hub.serve(view, last_event_id, receive, send, self._access.response_headers(scope), gzip=gzip)
+        started_at = time.perf_counter()
+        try:
+            await self._hub.serve(view, last_event_id, receive, send, self._access.response_headers(scope), gzip=gzip)
+        finally:
+            self._access_log.answered(scope, EVENTS_PATH, 200, time.perf_counter() - started_at)
 
     async def _answer(self, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
         """Let `app` answer, with the headers that every answer has, and measure it."""
-        started_at = time.perf_counter()
-        status = 500
-        headers = self._access.response_headers(scope)
-
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                own = {name for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(h for h in headers if h[0] == b"vary" or h[0] not in own)]
-            await send(message)
-
+        answer = Observed(scope, send, self._access.response_headers(scope))
         try:
-            await app(scope, receive, send_with_headers)
+            await app(scope, receive, answer.send)
         finally:
-            route = scope.get("route")
-            label = route.path if isinstance(route, Route) else "other"
-            self._metrics.observe_request(label, scope["method"], status, time.perf_counter() - started_at)
+            answer.tell(self._metrics, self._access_log, EVENTS_PATH if route_path(scope) == EVENTS_PATH else None)
 
 
 def route_path(scope: Scope) -> str:

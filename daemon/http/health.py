@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import anyio.to_thread
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,7 +35,8 @@ class HealthRoutes:
     async def metrics(self, _: Request) -> Response:
         """The metrics in Prometheus' text format."""
         with self._metrics.loop.phase(Phase.SCRAPE):
-            body = self._metrics.exposition()
+            self._metrics.take()
+        body = await anyio.to_thread.run_sync(self._metrics.exposition)
         return Response(body, headers=_NO_STORE, media_type=self._metrics.media_type)
 
 
@@ -44,7 +46,7 @@ def health_of(status: Status) -> dict[str, Any]:
     assert isinstance(shown, dict)
     shown["catalog_status"] = shown.pop("state")
     shown["metadata_coverage"] = round(status.metadata_coverage, 4)
-    shown["last_build_time_seconds"] = shown.pop("last_build_s")
+    shown["last_build_time_seconds"] = shown["last_build_time"] = shown.pop("last_build_s")
     for field in ("started_at", "complete_as_of", "last_build_at"):
         shown[field] = rfc3339(getattr(status, field))
     if status.verification is not None:

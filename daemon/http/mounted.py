@@ -85,7 +85,7 @@ async def _run(app: MountedApp) -> AsyncIterator[None]:
         access = await anyio.to_thread.run_sync(AccessPolicy.from_settings, app.settings, service.roots, [_ANY_ADDRESS])
         access.trust_unix_socket = False  # the host's socket may be a web server's, with everybody behind it
         async with service.running():
-            app.catalog_app = build_app(service, access)
+            app.catalog_app = build_app(service, access, log=log)
             yield
             app.catalog_app = None
         clean = True
