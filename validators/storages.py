@@ -65,6 +65,8 @@ class ArchiveStorages:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
+        self._found: tuple[Sequence[str], list[int | None]] = ((), [])
+        """The keys that were looked up last, and where they are: one table is asked about six times in a row."""
 
     def record(self, key: str) -> str:
         """The record of a storage, below the stem."""
@@ -77,14 +79,12 @@ class ArchiveStorages:
         return index is not None and self._archive.sizes[index] < 64 and self._archive.read(index) == b"big"
 
     def sizes(self, keys: Sequence[str]) -> list[int]:
-        sizes = self._archive.sizes
-        return [-1 if index is None else sizes[index] for index in self._indices(keys)]
+        return _picked(self._archive.sizes, self._indices(keys), -1)
 
     def checksums(self, keys: Sequence[str]) -> list[int] | None:
         if not self._archive.has_checksums:
             return None
-        checksums = self._archive.checksums
-        return [0 if index is None else checksums[index] for index in self._indices(keys)]
+        return _picked(self._archive.checksums, self._indices(keys), 0)
 
     def read_part(self, key: str, start: int, size: int) -> bytes:
         index = self._archive.find(self.record(key))
@@ -105,8 +105,16 @@ class ArchiveStorages:
         return f"record {clip(self.record(key))}"
 
     def _indices(self, keys: Sequence[str]) -> list[int | None]:
-        prefix = f"{self._archive.stem}/data/"
-        return list(map(self._archive.positions.get, [prefix + key for key in keys]))
+        if self._found[0] is not keys:
+            prefix = f"{self._archive.stem}/data/"
+            self._found = (keys, list(map(self._archive.positions.get, [prefix + key for key in keys])))
+        return self._found[1]
+
+
+def _picked(column: list[int], indices: list[int | None], absent: int) -> list[int]:
+    if None in indices:
+        return [absent if index is None else column[index] for index in indices]
+    return list(map(column.__getitem__, indices))  # type: ignore[arg-type]
 
 
 class RangeStorages:

@@ -335,7 +335,7 @@ def test_a_descriptor_of_another_form_than_the_others_is_malformed(directory: Pa
 
 def test_many_small_records_and_few_large_ones_are_checked_alike(tmp_path: Path) -> None:
     """A lie in one of many records is found wherever the headers are read from: memory, one run, or one by one."""
-    for count, size in ((4, 16), (3000, 64), (40, 20_000), (12, 40_000)):
+    for count, size in ((4, 16), (3000, 64), (4000, 600), (40, 20_000), (12, 40_000)):
         storages = [Entry(name=b"archive/data/%d" % n, data=bytes(size)) for n in range(1, count)]
         path = tmp_path / "many.ckpt"
         path.write_bytes(archive(_and(*storages)))

@@ -6,8 +6,9 @@ are not. Section numbers are those of PKWARE's APPNOTE 6.3.10.
 """
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import compress, pairwise
+from itertools import compress
 from operator import add, gt, sub
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 NEIGHBOUR_BYTES = 4096
 """Local headers nearer to each other than a page are read together: the disk reads pages anyway."""
-MAX_RUN_BYTES = 32 * 1024 * 1024
+MAX_RUN_BYTES = 1024 * 1024
+"""What is read together at most: what fits into a core's cache is cut up fastest."""
 
 _MARK, _DESCRIPTOR_MARK = b"PK\x03\x04", b"PK\x07\x08"
 _FIXED_BYTES = 30
@@ -75,14 +77,11 @@ def _read_headers(source: "Source", entries: Entries, named: list[int]) -> Rows:
     """
     headers, names = entries.headers, entries.names
     ends = [end + _FIXED_BYTES for end in named]
-    steps = list(map(sub, headers[1:], headers))
-    run = source.whole
-    if run is None and named[-1] <= MAX_RUN_BYTES and max(steps, default=0) <= NEIGHBOUR_BYTES:
-        run = source.read(0, ends[-1])
-    if run is not None:
-        heads = [run[begin:end] for begin, end in zip(headers, ends, strict=True)]
+    whole = source.whole
+    if whole is not None:
+        heads = [whole[begin:end] for begin, end in zip(headers, ends, strict=True)]
     else:
-        heads = _read_apart(source, headers, ends, min(steps, default=FULL32))
+        heads = _read_apart(source, headers, ends)
     fixed = b"".join([head[:_FIXED_BYTES] for head in heads])
     same = all(map(bytes.endswith, heads, names))
     rows = Rows(fixed, _FIXED_BYTES)
@@ -94,24 +93,36 @@ def _read_headers(source: "Source", entries: Entries, named: list[int]) -> Rows:
     return rows
 
 
-def _read_apart(source: "Source", headers: list[int], ends: list[int], nearest: int) -> list[bytes]:
+def _read_apart(source: "Source", headers: list[int], ends: list[int]) -> list[bytes]:
     """Each header with its name, those near each other read in one go."""
-    if nearest > NEIGHBOUR_BYTES:  # large tensors: each by itself
+    runs = _runs(headers)
+    if len(runs) == len(headers):  # large tensors: each by itself
         return source.read_each(headers, list(map(sub, ends, headers)))
-    apart = [
-        i
-        for i, (before, header) in enumerate(pairwise(headers), 1)
-        if header - before > NEIGHBOUR_BYTES or before // MAX_RUN_BYTES != header // MAX_RUN_BYTES
-    ]
-    begins, stops = [0, *apart], [*apart, len(headers)]
-    starts = [headers[begin] for begin in begins]
-    sizes = [ends[stop - 1] - start for start, stop in zip(starts, stops, strict=True)]
+    starts = [headers[begin] for begin, _ in runs]
+    sizes = [ends[stop - 1] - start for (_, stop), start in zip(runs, starts, strict=True)]
     if min(sizes) < _FIXED_BYTES or sum(sizes) > source.size:
         raise Corrupt("archive.ambiguous", "records overlap")
     heads: list[bytes] = []
-    for run, begin, stop, start in zip(source.read_each(starts, sizes), begins, stops, starts, strict=True):
-        heads += [run[headers[i] - start : ends[i] - start] for i in range(begin, stop)]
+    for run, (begin, stop), start in zip(source.read_each(starts, sizes), runs, starts, strict=True):
+        places = zip(headers[begin:stop], ends[begin:stop], strict=True)
+        heads += [run[header - start : end - start] for header, end in places]
     return heads
+
+
+def _runs(headers: list[int]) -> list[tuple[int, int]]:
+    """Ranges of the headers that are read together: near each other, and no more than memory should hold."""
+    steps = map(sub, headers[1:], headers)
+    cuts = [i for i, step in enumerate(steps, 1) if step > NEIGHBOUR_BYTES]
+    runs: list[tuple[int, int]] = []
+    begin = 0
+    for cut in (*cuts, len(headers)):
+        while headers[cut - 1] - headers[begin] > MAX_RUN_BYTES:
+            middle = bisect_right(headers, headers[begin] + MAX_RUN_BYTES, begin, cut)
+            runs.append((begin, middle))
+            begin = middle
+        runs.append((begin, cut))
+        begin = cut
+    return runs
 
 
 def _check_fields(source: "Source", rows: Rows, extra_sizes: list[int], entries: Entries) -> None:
