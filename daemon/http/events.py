@@ -174,6 +174,8 @@ class EventHub:
             await send((bye.gzipped(first=True) if gzip else bye).message)
             return
         opening = opening_of(self._catalog, view, last_event_id)
+        self.counts.opened += 1
+        self.counts.resumed += isinstance(opening, Cursor)
         listener = Listener(view, self._news.told_to(last_event_id), opening, gzip=gzip)
         listener.seen = seen_by(self._catalog, last_event_id)
         listener.sender = self._sender_factory(send, functools.partial(self._ready, listener), self._tasks)
@@ -243,6 +245,7 @@ class EventHub:
         frame, listener.frame = listener.frame, None
         assert frame is not None
         self.counts.frames_sent += 1
+        self.counts.bytes_sent += frame.size
         if listener.blocked_since is not None:
             listener.blocked_since = None
             self._blocked.pop(listener, None)
@@ -375,6 +378,7 @@ class EventHub:
             if now >= beat_at:
                 beat_at = now + self._heartbeat_s
                 self._news.heartbeat()
+                self.counts.heartbeat_at = time.time()
                 self._request_round()
             self._check_blocked(now)
 
