@@ -53,8 +53,13 @@ def finding_for(died: WorkerDied) -> Finding:
 class Work:
     """One call of `describe`, across all its attempts."""
 
-    def __init__(self, request: DescribeRequest, files: OpenedFiles) -> None:
-        self._list = _list_of(request)
+    def __init__(self, request: DescribeRequest, files: OpenedFiles, listed: int | None = None) -> None:
+        """Args:
+        request: what is asked.
+        files: the opened files; they stay the caller's.
+        listed: what `list_of` made of the request's shards; closed by `close`.
+        """
+        self._list = listed
         self.job = Job(
             _transportable(request),
             len(files.sidecars),
@@ -180,10 +185,8 @@ def death_of(end: Ended, *, overdue: bool) -> WorkerDied:
     return WorkerDied(how, f"{number.name}, {used}")
 
 
-def _list_of(request: DescribeRequest) -> int | None:
-    """The files of a directory, in a memory file."""
-    if not request.shards:
-        return None
+def list_of(request: DescribeRequest) -> int:
+    """The names and identities of a directory's files, in a memory file. Meant for a thread: there may be 100,000."""
     descriptor = os.memfd_create("ckptd-shards")
     try:
         view = memoryview(msgspec.msgpack.encode(request.shards))

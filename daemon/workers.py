@@ -15,6 +15,7 @@ from typing import Protocol, Self
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 
 from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
@@ -37,7 +38,7 @@ from .answers import (
     UnreadableAnswer,
     decode_answer,
 )
-from .work import MAX_FALSE_STARTS, Run, Work, WorkerDied, death_of, finding_for
+from .work import MAX_FALSE_STARTS, Run, Work, WorkerDied, death_of, finding_for, list_of
 from .zygote_process import (
     ZYGOTE_COMMAND,
     ZygoteError,
@@ -179,10 +180,7 @@ class WorkerPool:
         if self._background:
             request = msgspec.structs.replace(request, spare_cache=True)
             self._needed.set()
-        try:
-            work = Work(request, files)
-        except OSError as error:
-            raise Unreadable(f"no descriptors left for a worker: {error.strerror}", error.errno) from error
+        work = await _work_for(request, files)
         try:
             if work.size_bytes > MAX_MESSAGE_BYTES // 2 or len(work.descriptors) > MAX_DESCRIPTORS - 2:
                 raise ValueError(f"the request for {work.job.request.checkpoint_path!r} is too large to be sent")
@@ -472,3 +470,13 @@ class WorkerPool:
             case GaveUp(how, detail):
                 raise WorkerDied(how, detail)
         raise AssertionError(answer)
+
+
+async def _work_for(request: DescribeRequest, files: OpenedFiles) -> Work:
+    if not request.shards:
+        return Work(request, files)
+    try:
+        with anyio.CancelScope(shield=True):  # what was made must reach whoever closes it
+            return Work(request, files, await anyio.to_thread.run_sync(list_of, request))
+    except OSError as error:
+        raise Unreadable(f"no descriptors left for a worker: {error.strerror}", error.errno) from error

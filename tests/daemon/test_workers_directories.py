@@ -3,9 +3,10 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from ckptd.catalog.describe import describe_opened
@@ -30,18 +31,23 @@ async def pool() -> AsyncIterator[WorkerPool]:
         yield pool
 
 
-@contextlib.contextmanager
-def opened(path: pathlib.Path) -> Iterator[tuple[DescribeRequest, OpenedFiles]]:
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        request, files, _ = open_checkpoint(parent, os.fsencode(path.name), Companions())
-    finally:
-        os.close(parent)
+@contextlib.asynccontextmanager
+async def opened(path: pathlib.Path) -> AsyncIterator[tuple[DescribeRequest, OpenedFiles]]:
+    request, files = await anyio.to_thread.run_sync(_open, path)
     try:
         yield request, files
     finally:
         for fd in files.all():
             os.close(fd)
+
+
+def _open(path: pathlib.Path) -> tuple[DescribeRequest, OpenedFiles]:
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        request, files, _ = open_checkpoint(parent, os.fsencode(path.name), Companions())
+    finally:
+        os.close(parent)
+    return request, files
 
 
 @pytest.mark.parametrize(
@@ -52,9 +58,9 @@ def opened(path: pathlib.Path) -> Iterator[tuple[DescribeRequest, OpenedFiles]]:
 async def test_a_child_says_of_a_directory_what_is_said_in_process(
     pool: WorkerPool, tmp_path: pathlib.Path, name: str, files: dict[str, bytes]
 ) -> None:
-    with opened(put(tmp_path / name, files)) as (request, descriptors):
+    async with opened(put(tmp_path / name, files)) as (request, descriptors):
         described = await pool.describe(request, descriptors)
-        assert described == describe_opened(request, descriptors)
+        assert described == await anyio.to_thread.run_sync(describe_opened, request, descriptors)
     assert described.inspection.is_valid
 
 
@@ -65,7 +71,7 @@ async def test_more_files_than_fit_into_a_message_or_may_be_opened_are_all_known
     for number in range(MANY):
         (directory / f"a-name-that-is-rather-long-{number:05}.log").write_bytes(b"x")
     before = descriptors_of(os.getpid())
-    with opened(directory) as (request, files):
+    async with opened(directory) as (request, files):
         assert len(files.shards) == OPENED_PARTS
         inspection = (await pool.describe(request, files)).inspection
     assert len(inspection.shards) == MANY + 4
@@ -84,7 +90,7 @@ async def test_many_directories_at_once_are_described_each_with_its_own_files(
     epochs: dict[int, int | None] = {}
 
     async def describe(number: int) -> None:
-        with opened(tmp_path / f"step-{number}") as (request, files):
+        async with opened(tmp_path / f"step-{number}") as (request, files):
             epochs[number] = (await pool.describe(request, files)).inspection.epoch
 
     async with anyio.create_task_group() as tasks:
@@ -95,11 +101,11 @@ async def test_many_directories_at_once_are_described_each_with_its_own_files(
 
 async def test_a_file_that_changed_since_it_was_opened_is_told(pool: WorkerPool, tmp_path: pathlib.Path) -> None:
     directory = put(tmp_path / "step-1", dcp_files(1))
-    with opened(directory) as (request, files):
+    async with opened(directory) as (request, files):
         os.truncate(directory / "__0_1.distcp", 10)
         with pytest.raises(Changed):
             await pool.describe(request, files)
-    with opened(directory) as (request, files):
+    async with opened(directory) as (request, files):
         (directory / "another.distcp").write_bytes(b"")
         # A file that came meanwhile is not part of what was opened; the directory's own time tells at the next look.
         assert (await pool.describe(request, files)).inspection.shards[0].name == ".metadata"
