@@ -36,6 +36,7 @@ from .experiment import DirectFiles, find_companions, run_id
 from .metadata import MetadataError, ParsedMetadata, parse_metadata
 from .opening import is_directory, open_described
 from .roots import open_beneath
+from .search_text import search_text
 from .sidecar import status_of
 
 _NANOSECONDS = 9
@@ -336,7 +337,7 @@ def _assemble(
         ),
     )
     findings = [*inspection.findings, *_findings(request, judged, config)]
-    return Description(
+    description = Description(
         inspection=inspection,
         findings=tuple(sorted(findings, key=lambda found: _SEVERITIES.index(found.severity))),
         metadata=derived.metadata,
@@ -349,6 +350,7 @@ def _assemble(
         config=config.value,
         user={} if chosen is None else chosen.user,
     )
+    return msgspec.structs.replace(description, search_text=search_text(description))
 
 
 def _status(sidecar: _Sidecar, size_bytes: int, archive_id: str | None) -> SidecarStatus:

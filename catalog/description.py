@@ -199,6 +199,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The config beside the checkpoint, as plain data; None where there is none or it cannot be read."""
     user: dict[str, Plain] = {}
     """Keys of a person's sidecar that the schema does not know."""
+    search_text: str = ""
+    """What full-text search finds of hyper-parameters and config, see `search_text`."""
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:

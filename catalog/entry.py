@@ -17,6 +17,7 @@ from .description import Description, SidecarStatus
 from .file_names import stem_of
 from .metric_names import value_of
 from .roots import Root
+from .search_text import text_key
 
 CheckpointId = NewType("CheckpointId", str)
 Revision = NewType("Revision", int)
@@ -122,6 +123,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     identities: Identities
     modified_ns: int
     """Sort key of "newest first"; the entry shows it as `modified_at`."""
+    text_key: int | None = None
+    """Of the line of tokens that full-text search looks into besides the entry; None where none is kept."""
 
     @property
     def encoded(self) -> bytes:
@@ -237,7 +240,13 @@ def make_record(
         content_id=inspection.content_id,
         alias_of=alias_of,
     )
-    return Record(entry=entry, relative_path=relative_path, identities=identities, modified_ns=identities.file.mtime_ns)
+    return Record(
+        entry=entry,
+        relative_path=relative_path,
+        identities=identities,
+        modified_ns=identities.file.mtime_ns,
+        text_key=text_key(description.search_text),
+    )
 
 
 def health_of(description: Description, *, age_s: float, abandoned_s: float) -> Health:

@@ -1,48 +1,31 @@
 """Query: filter, sort, page and search over one snapshot."""
 
+import bisect
 import datetime as dt
 import hashlib
 import math
-import operator
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from ckptd.validators.inspection import Level, Safety
+from ckptd.validators.findings import CATALOGUE
+from ckptd.validators.inspection import Format, Level, Safety
 
-from .entry import CheckpointEntry, Health, Record, Revision
+from .entry import Health, Record, Revision
+from .facets import FACETS, FILTERS, FacetValue
+from .matching import Lines, Matcher, any_of, members, ns_of
+from .ordering import SORT_FIELDS, Cursor, Order, is_sortable, order_of
+from .search import SearchError, parse_search
 from .store import Snapshot
 
+__all__ = ["SORT_FIELDS", "Page", "Query", "QueryError", "filter_hash", "run_query"]
+
 MAX_PAGE_SIZE = 1000
-SELECTIONS_KEPT = 8
-"""Filtered and sorted views that one snapshot remembers; 0.8 MB each at 100,000 entries."""
+FORMATS = tuple(member.value for member in Format if member is not Format.UNKNOWN)
 
 NO_FILTER = "0"
 """`filter_hash` of a query that shows what everybody sees."""
-
-_UNSORTABLE = frozenset(("path_base64", "metrics", "dtypes", "findings"))
-SORT_FIELDS = tuple(name for name in CheckpointEntry.__struct_fields__ if name not in _UNSORTABLE)
-_ASCENDING = frozenset(SORT_FIELDS) - {
-    "epoch",
-    "global_step",
-    "monitor_value",
-    "size_bytes",
-    "modified_at",
-    "created_at",
-    "n_parameters",
-    "weights_bytes",
-    "optimizer_bytes",
-    "has_metadata",
-    "has_config",
-    "revision",
-}
-_METRIC_NAME = re.compile(r"[^\x00-\x1f]{1,200}\Z")
-_RANKS: dict[str, dict[str, int]] = {
-    name: {member.value: rank for rank, member in enumerate(kind)}
-    for name, kind in (("health", Health), ("verified", Level), ("safety", Safety))
-}
 
 
 class QueryError(ValueError):
@@ -56,22 +39,32 @@ class QueryError(ValueError):
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader wants to see. All filters must hold."""
+    """What a reader wants to see. All filters must hold; of one that was given several values, any."""
 
     page: int = 1
     page_size: int = 50
+    after: str | None = None
+    """`Page.next` of the page before: a place in the list, good whatever comes and goes; instead of `page`."""
     sort_by: str | None = None
     """An entry's field or a metric's name (`metrics.<name>` where both exist); None: newest first."""
     sort_order: str | None = None
     """`asc` or `desc`; None: text ascending, times and numbers descending."""
+    facets: tuple[str, ...] = ()
+    """Fields whose values are counted."""
     q: str | None = None
-    """Words that must all occur in the path, display name or experiment name; case does not matter."""
-    exp_name: str | None = None
-    architecture: str | None = None
+    """What is searched for, in the language of `search`."""
+    exp_name: str | tuple[str, ...] | None = None
+    architecture: str | tuple[str, ...] | None = None
+    format: str | tuple[str, ...] | None = None
+    finding: str | tuple[str, ...] | None = None
+    """Codes; one of an entry's findings has it."""
     health: str | None = None
     """One or more of `Health`, separated by commas. None: all but `invalid`, see `include_invalid`."""
     safety: str | None = None
     """One or more of `Safety`, separated by commas."""
+    verified: str | None = None
+    """One or more of `Level`, separated by commas."""
+    has_metadata: bool | None = None
     include_invalid: bool = False
     min_metrics: Mapping[str, float] = {}
     """Metric name → lowest value; an entry without the metric does not match."""
@@ -92,6 +85,12 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
         _check_sorting(self.sort_by, self.sort_order)
         _check_members("health", self.health, [member.value for member in Health])
         _check_members("safety", self.safety, [member.value for member in Safety])
+        _check_members("verified", self.verified, [member.value for member in Level])
+        _check_any("format", self.format, FORMATS)
+        _check_any("finding", self.finding, tuple(CATALOGUE))
+        _check_any("facets", self.facets, FACETS)
+        _check_search(self.q)
+        _check_cursor(self)
         for bound, limits in (("min", self.min_metrics), ("max", self.max_metrics)):
             for name, value in limits.items():
                 if not math.isfinite(value):
@@ -102,8 +101,11 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
                 raise QueryError(field, moment.isoformat(), "name the time zone, e.g. 2025-10-11T00:44:42Z")
 
     def matches(self, record: Record) -> bool:
-        """Whether the record passes every filter. Sorting and paging play no part."""
-        return all(test(record) for test in _tests(self))
+        """Whether the record's entry passes every filter. Sorting and paging play no part.
+
+        For one record, and without what is searched besides entries; `matching.Matcher` does the rest.
+        """
+        return Matcher(self)(record)
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,187 +115,116 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     total: int
     """Matching records on all pages."""
     page: int
+    """Of a page behind a cursor, the number of the page in which its first entry stands now."""
     page_size: int
     total_pages: int
     """0 when nothing matches. A page beyond the last is empty, not an error: entries may have gone meanwhile."""
     revision: Revision
+    next: str | None = None
+    """`Query.after` of the next page; None where nothing follows."""
+    facets: Mapping[str, Sequence[FacetValue]] | None = None
+    """As asked for; None where none were."""
 
 
-def run_query(snapshot: Snapshot, query: Query) -> Page:
-    """Answer a query from a snapshot. Safe to call from any thread.
+def run_query(snapshot: Snapshot, query: Query, lines: Lines | None = None) -> Page:
+    """Answer a query from a snapshot, everything anew; `views` keeps what several need. Any thread.
 
-    Views that were filtered and sorted once are kept with the snapshot, so that its further pages cost nothing.
+    Args:
+        snapshot: what is searched.
+        query: what is asked.
+        lines: what is searched besides entries.
 
     Raises:
         QueryError: as `Query.check`.
     """
+    from .views import page_of, parts_of
+
     query.check()
-    selected = _selected(snapshot, query)
-    start = (query.page - 1) * query.page_size
+    return page_of(query, [part.make(snapshot, lines) for part in parts_of(query)])
+
+
+def make_page(
+    query: Query,
+    records: Sequence[Record],
+    revision: Revision,
+    facets: Mapping[str, Sequence[FacetValue]] | None = None,
+) -> Page:
+    """Cut the page that a query asks for out of everything that matches, in its order.
+
+    Raises:
+        QueryError: the cursor is none of this list.
+    """
+    start = (query.page - 1) * query.page_size if query.after is None else _start_behind(query, records)
+    shown = records[start : start + query.page_size]
+    follows = bool(shown) and start + len(shown) < len(records)
     return Page(
-        records=selected[start : start + query.page_size],
-        total=len(selected),
-        page=query.page,
+        records=shown,
+        total=len(records),
+        page=start // query.page_size + 1,
         page_size=query.page_size,
-        total_pages=-(-len(selected) // query.page_size),
-        revision=snapshot.revision,
+        total_pages=-(-len(records) // query.page_size),
+        revision=revision,
+        next=str(Cursor(query_order(query).place_of(shown[-1]), _list_hash(query))) if follows else None,
+        facets=facets,
     )
+
+
+def query_order(query: Query) -> Order:
+    """In which order a query's list stands."""
+    return order_of(query.sort_by, query.sort_order)
+
+
+def others_of(query: Query, facet: str) -> Query:
+    """The same query without the filter by a facet's own field: what the facet counts."""
+    if facet == "health":
+        return msgspec.structs.replace(query, health=None, include_invalid=True)
+    return msgspec.structs.replace(query, **{facet: None}) if facet in FILTERS else query
 
 
 def filter_hash(query: Query) -> str:
     """Eight hex digits that are equal for equal filters; `NO_FILTER` where there is none. For the stream's ids."""
-    canonical = _canonical_filter(query)
-    if canonical == _canonical_filter(Query()):
+    canonical = canonical_filter(query)
+    if canonical == canonical_filter(Query()):
         return NO_FILTER
-    return hashlib.blake2b(canonical.encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(canonical.encode("utf-8", "replace"), digest_size=4).hexdigest()
 
 
-# ---- filtering -------------------------------------------------------------------------------------------------
-
-_Test = Callable[[Record], bool]
-
-
-def _tests(query: Query) -> list[_Test]:
-    """The filters that a query sets, cheapest first; health always comes first."""
-    tests = [_health_test(query)]
-    if query.safety is not None:
-        safeties = _members(query.safety)
-        tests.append(lambda record: record.entry.safety in safeties)
-    if query.exp_name is not None:
-        tests.append(lambda record: record.entry.exp_name == query.exp_name)
-    if query.architecture is not None:
-        tests.append(lambda record: record.entry.architecture == query.architecture)
-    if query.modified_after is not None or query.modified_before is not None:
-        low, high = _ns(query.modified_after, -math.inf), _ns(query.modified_before, math.inf)
-        tests.append(lambda record: low <= record.modified_ns < high)
-    if query.min_metrics or query.max_metrics:
-        tests.append(_metrics_test(query))
-    words = _words(query.q)
-    if words:
-        tests.append(lambda record: _found(words, record.entry))
-    return tests
-
-
-def _matching(records: Sequence[Record], query: Query) -> Sequence[Record]:
-    """What passes every filter. One pass per filter: faster than all filters per record."""
-    if query.health is None and not query.include_invalid:
-        invalid = Health.INVALID
-        records = [record for record in records if record.entry.health is not invalid]  # 4 ms for 100,000
-    else:
-        records = list(filter(_health_test(query), records))
-    for test in _tests(query)[1:]:
-        records = list(filter(test, records))
-    return records
-
-
-def _health_test(query: Query) -> _Test:
-    if query.health is not None:
-        wanted = _members(query.health)
-        return lambda record: record.entry.health in wanted
-    if query.include_invalid:
-        return lambda _: True
-    return lambda record: record.entry.health is not Health.INVALID
-
-
-def _metrics_test(query: Query) -> _Test:
-    names = {*query.min_metrics, *query.max_metrics}
-    limits = [(n, query.min_metrics.get(n, -math.inf), query.max_metrics.get(n, math.inf)) for n in sorted(names)]
-
-    def within(record: Record) -> bool:
-        metrics = record.entry.metrics
-        return all((value := metrics.get(name)) is not None and low <= value <= high for name, low, high in limits)
-
-    return within
-
-
-def _found(words: Sequence[str], entry: CheckpointEntry) -> bool:
-    text = f"{entry.path}\n{entry.display_name}\n{entry.exp_name or ''}".lower()
-    return all(word in text for word in words)
-
-
-def _words(q: str | None) -> tuple[str, ...]:
-    return tuple((q or "").lower().split())
-
-
-def _members(text: str) -> frozenset[str]:
-    return frozenset(part.strip() for part in text.split(","))
-
-
-def _ns(moment: dt.datetime | None, default: float) -> float | int:
-    if moment is None:
-        return default
-    since = moment - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return (since // dt.timedelta(microseconds=1)) * 1000  # exact, unlike timestamp() as a float
-
-
-def _canonical_filter(query: Query) -> str:
+def canonical_filter(query: Query) -> str:
+    """A text that is equal for equal filters."""
     parts: list[Any] = [
-        _words(query.q),
-        query.exp_name,
-        query.architecture,
-        None if query.health is None else sorted(_members(query.health)),
-        None if query.safety is None else sorted(_members(query.safety)),
+        sorted(term.canonical for term in parse_search(query.q or "")),
+        *(None if given is None else sorted(any_of(given)) for given in (query.exp_name, query.architecture)),
+        None if query.health is None else sorted(members(query.health)),
+        None if query.safety is None else sorted(members(query.safety)),
         query.include_invalid and query.health is None,
         sorted((name, float(value)) for name, value in query.min_metrics.items()),
         sorted((name, float(value)) for name, value in query.max_metrics.items()),
-        None if query.modified_after is None else _ns(query.modified_after, 0),
-        None if query.modified_before is None else _ns(query.modified_before, 0),
+        None if query.modified_after is None else ns_of(query.modified_after, 0),
+        None if query.modified_before is None else ns_of(query.modified_before, 0),
+        *(None if given is None else sorted(any_of(given)) for given in (query.format, query.finding)),
+        None if query.verified is None else sorted(members(query.verified)),
+        query.has_metadata,
     ]
     return repr(parts)
 
 
-# ---- sorting ---------------------------------------------------------------------------------------------------
+def _list_hash(query: Query) -> str:
+    order = query_order(query)
+    text = f"{canonical_filter(query)} {order.by} {order.is_descending}"
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
-def _selected(snapshot: Snapshot, query: Query) -> Sequence[Record]:
-    by, descending = _sorting(query)
-    key = repr((by, descending, _canonical_filter(query)))
-    known = snapshot.selections.get(key)
-    if known is not None:
-        return known
-    matching = _matching(snapshot.records, query)
-    selected = matching if by is None else _sorted(matching, by, descending=descending)
-    if len(snapshot.selections) < SELECTIONS_KEPT:
-        snapshot.selections[key] = selected
-    return selected
-
-
-def _sorting(query: Query) -> tuple[str | None, bool]:
-    """What to sort by and whether downwards; None where the snapshot's own order is wanted."""
-    by = query.sort_by or "modified_at"
-    downwards = {"asc": False, "desc": True, None: by not in _ASCENDING}[query.sort_order]
-    return (None, True) if by == "modified_at" and downwards else (by, downwards)
-
-
-def _sorted(records: Sequence[Record], by: str, *, descending: bool) -> list[Record]:
-    """Nulls last in both orders; ties stay newest first, as the snapshot has them: both sorts are stable."""
-    values = list(map(_value_getter(by), records))
-    known = [(value, record) for value, record in zip(values, records, strict=True) if value is not None]
-    known.sort(key=operator.itemgetter(0), reverse=descending)
-    unknown = [record for value, record in zip(values, records, strict=True) if value is None]
-    return [record for _, record in known] + unknown
-
-
-def _value_getter(by: str) -> Callable[[Record], Any]:
-    if by == "modified_at":
-        return lambda record: record.modified_ns
-    if by not in SORT_FIELDS:
-        metric = by.removeprefix("metrics.")
-        return lambda record: _number(record.entry.metrics.get(metric))
-    ranks = _RANKS.get(by)
-    if ranks is not None:
-        return lambda record: ranks[getattr(record.entry, by)]
-    return lambda record: _comparable(getattr(record.entry, by))
-
-
-def _comparable(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.lower()
-    return _number(value)
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
+def _start_behind(query: Query, records: Sequence[Record]) -> int:
+    order = query_order(query)
+    try:
+        cursor = Cursor.parse(query.after or "")
+        if cursor.list != _list_hash(query):
+            raise ValueError("it belongs to another list")
+        key = order.key_of(cursor.place)
+    except (ValueError, TypeError) as error:
+        remedy = "use `next` of a page of the same filters and order, or leave it out to begin anew"
+        raise QueryError("after", query.after, remedy) from error
+    return bisect.bisect_right(records, key, key=order.key())
 
 
 # ---- checking --------------------------------------------------------------------------------------------------
@@ -308,10 +239,31 @@ def _check_number(field: str, value: int, highest: int | None) -> None:
 def _check_sorting(by: str | None, order: str | None) -> None:
     if order not in (None, "asc", "desc"):
         raise QueryError("sort_order", order, "use asc or desc")
-    if by is not None and (by in _UNSORTABLE or not _METRIC_NAME.match(by)):
+    if by is not None and not is_sortable(by):
         raise QueryError("sort_by", by, f"use the name of a metric, or one of {', '.join(SORT_FIELDS)}")
 
 
 def _check_members(field: str, text: str | None, known: Sequence[str]) -> None:
-    if text is not None and not _members(text) <= frozenset(known):
+    if text is not None and not members(text) <= frozenset(known):
         raise QueryError(field, text, f"use one or more of {', '.join(known)}, separated by commas")
+
+
+def _check_any(field: str, given: str | tuple[str, ...] | None, known: Sequence[str]) -> None:
+    for value in sorted(() if given is None else any_of(given)):
+        if value not in known:
+            raise QueryError(field, value, f"use one or more of {', '.join(known)}")
+
+
+def _check_search(q: str | None) -> None:
+    try:
+        parse_search(q or "")
+    except SearchError as error:
+        raise QueryError("q", error.token, error.remedy) from error
+
+
+def _check_cursor(query: Query) -> None:
+    if query.after is None:
+        return
+    if query.page != 1:
+        raise QueryError("page", query.page, "use either page or after")
+    _start_behind(query, ())

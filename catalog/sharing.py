@@ -39,6 +39,7 @@ class SharedValues:
         # One table for each field: 1, 1.0 and True are equal, and must not be mixed up.
         self._tables: dict[str, dict[object, object]] = {name: {} for name in _REPEATED}
         self._configs: dict[FileIdentity, FileIdentity] = {}
+        self._text_keys: dict[int, int] = {}
 
     def share(self, record: Record) -> None:
         """Make `record` of shared values, in place: its entry and identities must be nobody else's yet.
@@ -58,6 +59,10 @@ class SharedValues:
             _set(identities, "config", self._configs.setdefault(identities.config, identities.config))
             if len(self._configs) > VALUES_KEPT:
                 self._configs.clear()
+        if record.text_key is not None:
+            _set(record, "text_key", self._text_keys.setdefault(record.text_key, record.text_key))
+            if len(self._text_keys) > VALUES_KEPT:
+                self._text_keys.clear()
         _share_numbers(record, entry)
 
 

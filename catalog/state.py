@@ -24,6 +24,7 @@ from .entry import CheckpointId, Record, Revision
 from .sharing import SharedValues
 from .state_file import StateError, StateLock, StateLocked, Unusable, connect, connect_reader, is_damage, set_aside
 from .store import Batch, Tombstone, revision_of
+from .texts import Texts
 from .verification import Verification
 
 __all__ = ["Loaded", "State", "StateError", "StateLocked"]
@@ -60,6 +61,8 @@ class State:
         self._reading = threading.Lock()
         self._revision = Revision(0)
         self._marked = False
+        self.texts = Texts(lambda error: self._note(f"{self.path}: cannot be searched: {error}"))
+        """What full-text search looks into besides entries."""
         self._open_file()
 
     @classmethod
@@ -104,6 +107,8 @@ class State:
         self._revision = loaded.revision
         try:
             self._mark_in_use({"instance": loaded.instance})
+            with self._transaction():
+                self.texts.drop_unused()
         except sqlite3.Error as error:
             # a full disk: what is known is still good, but what is told from now on may be forgotten
             self._note(f"{self.path}: cannot be written: {error}; the catalog begins under a new instance name")
@@ -200,6 +205,8 @@ class State:
                 self._mark_in_use({})
             self._commit(batch, descriptions, amended or {}, verifications or {}, floor)
         self._revision = batch.revision
+        for told in self._committed:
+            told()
 
     def _commit(
         self,
@@ -212,6 +219,7 @@ class State:
         with self._transaction():
             self._put_items(batch)
             self._put_descriptions(descriptions)
+            self._committed = self.texts.add(one.search_text for one in descriptions.values())
             self._amend_descriptions(amended)
             self._put_verifications(verifications)
             # Last: a verification may come with news of a later state of its file.
@@ -380,6 +388,15 @@ class State:
                 self._set_aside(str(error))
                 self._writer = connect(self.path)
             self._reader = connect_reader(self.path)
+            try:
+                self.texts.attach(self.path, self._writer)
+            except sqlite3.DatabaseError as error:
+                if not is_damage(error):
+                    raise
+                self._close_file()
+                self._set_aside(f"what is searched is damaged: {error}")
+                self._writer, self._reader = connect(self.path), connect_reader(self.path)
+                self.texts.attach(self.path, self._writer)
         except (sqlite3.Error, OSError) as error:
             raise self._error("opened", error) from error
 
@@ -393,6 +410,7 @@ class State:
             self._open_file()
 
     def _close_file(self) -> None:
+        self.texts.detach()
         for connection in (self._reader, self._writer):
             with contextlib.suppress(sqlite3.Error):
                 connection.close()

@@ -9,7 +9,7 @@ import time
 
 APPLICATION_ID = 0x636B7074
 """`ckpt`; at byte 68 of the file (sqlite.org/fileformat2.html, 1.3.9)."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BROKEN_KEPT = 3
 
 _SERIAL = re.compile(r"[0-9]{8}T[0-9]{6}Z\.[0-9]{3,}")
@@ -30,10 +30,16 @@ CREATE TABLE verifications (
 );
 CREATE INDEX verifications_by_age ON verifications (verified_at, id);
 """
-_UPGRADES = {1: _VERIFICATIONS}
+_TEXTS = """
+CREATE TABLE texts (number INTEGER PRIMARY KEY AUTOINCREMENT, key INTEGER NOT NULL UNIQUE, line BLOB NOT NULL);
+ALTER TABLE entries ADD COLUMN text_key INTEGER;
+CREATE INDEX entries_by_text ON entries (text_key);
+"""
+"""What search looks into besides entries; its index is made by `texts`, where SQLite can."""
+_UPGRADES = {1: _VERIFICATIONS, 2: _TEXTS}
 """From each earlier version, what the next one added."""
 
-_TABLES = ("meta", "entries", "tombstones", "descriptions", "verifications")
+_TABLES = ("meta", "entries", "tombstones", "descriptions", "verifications", "texts")
 
 _DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH))
 _SHORT_READ = sqlite3.SQLITE_IOERR_SHORT_READ
@@ -195,7 +201,7 @@ def _prepare(connection: sqlite3.Connection, *, fresh: bool) -> None:
     connection.execute(f"PRAGMA journal_size_limit = {64 << 20}").fetchone()
     if fresh:
         pragmas = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-        connection.executescript(f"BEGIN; {_SCHEMA} {_VERIFICATIONS} {pragmas} COMMIT;")
+        connection.executescript(f"BEGIN; {_SCHEMA} {_VERIFICATIONS} {_TEXTS} {pragmas} COMMIT;")
 
 
 def _next_name(path: str, stamp: str) -> str:

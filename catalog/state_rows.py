@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable
+from types import NoneType
 
 import msgspec
 
@@ -13,8 +14,8 @@ from .sharing import SharedValues
 from .store import Tombstone
 from .verification import Verification
 
-PUT_ENTRY = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)"
-GET_ENTRIES = "SELECT id, entry, path, identities, modified_ns FROM entries"
+PUT_ENTRY = "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)"
+GET_ENTRIES = "SELECT id, entry, path, identities, modified_ns, text_key FROM entries"
 PUT_TOMBSTONE = "INSERT OR REPLACE INTO tombstones VALUES (?, ?, ?)"
 GET_TOMBSTONES = "SELECT id, tombstone FROM tombstones ORDER BY revision"
 PUT_VERIFICATION = (
@@ -32,7 +33,7 @@ GET_VERIFIED_BEFORE = (
     "WHERE verified_at > 0 AND (verified_at, id) > (?, ?) AND verified_at < ? ORDER BY verified_at, id LIMIT ?"
 )
 
-EntryRow = tuple[str, int, bytes, bytes, bytes, int]
+EntryRow = tuple[str, int, bytes, bytes, bytes, int, int | None]
 
 _LEVEL = 1  # zlib: 20,001 tensors pack to a tenth; level 6 takes four times as long for little more
 
@@ -45,24 +46,28 @@ def entry_row(record: Record) -> EntryRow:
     """The row of an entry. JSON decodes faster than msgpack here: 0.28 s against 0.51 s for 100,000."""
     entry = record.entry
     identities = _encoder.encode(record.identities)
-    return entry.id, entry.revision, record.encoded, record.relative_path, identities, record.modified_ns
+    return (
+        *(entry.id, entry.revision, record.encoded, record.relative_path),
+        *(identities, record.modified_ns, record.text_key),
+    )
 
 
-def record_of(row: tuple[str, bytes, bytes, bytes, int], shared: SharedValues) -> Record:
+def record_of(row: tuple[str, bytes, bytes, bytes, int, int | None], shared: SharedValues) -> Record:
     """The record behind a row of `GET_ENTRIES`.
 
     Raises:
         BadRow: a value is damaged or of another type.
     """
-    row_id, entry_json, path, identities, modified_ns = row
+    row_id, entry_json, path, identities, modified_ns, text_key = row
     try:
         entry = _entries.decode(entry_json)
         decoded = _identities.decode(identities)
     except (msgspec.DecodeError, TypeError, ValueError) as error:
         raise BadRow(str(error)) from error
-    if entry.id != row_id or type(path) is not bytes or type(modified_ns) is not int:
+    types_fit = type(path) is bytes and type(modified_ns) is int and type(text_key) in (int, NoneType)
+    if entry.id != row_id or not types_fit:
         raise BadRow("its columns contradict each other")
-    record = Record(entry=entry, relative_path=path, identities=decoded, modified_ns=modified_ns)
+    record = Record(entry=entry, relative_path=path, identities=decoded, modified_ns=modified_ns, text_key=text_key)
     shared.share(record)
     return record
 
@@ -88,9 +93,9 @@ def tombstone_of(row: tuple[str, bytes]) -> Tombstone:
 
 
 def pack_summary(description: Description) -> bytes:
-    """A description without its tensor table."""
+    """A description without its tensor table, and without the line that is kept once for all who share it."""
     inspection = msgspec.structs.replace(description.inspection, tensors=())
-    return _pack(msgspec.structs.replace(description, inspection=inspection))
+    return _pack(msgspec.structs.replace(description, inspection=inspection, search_text=""))
 
 
 def pack_tensors(tensors: tuple[TensorInfo, ...]) -> bytes:

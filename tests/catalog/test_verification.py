@@ -306,8 +306,10 @@ def downgrade(path: pathlib.Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.executescript(SCHEMA_1)
         connection.execute("ATTACH ? AS made", (str(made),))
-        for table in ("meta", "entries", "tombstones", "descriptions"):
+        for table in ("meta", "tombstones", "descriptions"):
             connection.execute(f"INSERT INTO {table} SELECT * FROM made.{table}")
+        kept = "id, revision, entry, path, identities, modified_ns"
+        connection.execute(f"INSERT INTO entries SELECT {kept} FROM made.entries")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 1")
     connection.close()
