@@ -82,4 +82,4 @@ class Announcements:
         bodies = [announcement.body for announcement in news if since < announcement.number <= self.round]
         if since < self._heartbeat:
             bodies.append(sse.heartbeat(at, rfc3339(self._complete_as_of())))
-        return Frame.of(b"".join(bodies))
+        return Frame(b"".join(bodies))

@@ -20,6 +20,7 @@ from .backend import Backend
 from .checkpoints import CheckpointRoutes
 from .compat import CompatRoutes
 from .health import HealthRoutes
+from .listener import Asked
 from .observed import Observed
 from .parameters import parse_events
 from .problems import ProblemError
@@ -110,14 +111,9 @@ class CatalogApp(Starlette):
         return signed_in
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parameters = QueryParams(scope["query_string"])
-        view = parse_events(parameters)
-        headers = dict(scope["headers"])
-        last_event_id = headers.get(b"last-event-id", b"").decode("latin-1") or parameters.get("last_event_id")
-        gzip = offers_gzip(headers.get(b"accept-encoding", b"").decode("latin-1"))
         started_at = time.perf_counter()
         try:
-            await self._hub.serve(view, last_event_id, receive, send, self._access.response_headers(scope), gzip=gzip)
+            await self._hub.serve(_asked(scope), receive, send, self._access.response_headers(scope))
         finally:
             self._access_log.answered(scope, EVENTS_PATH, 200, time.perf_counter() - started_at)
 
@@ -128,6 +124,17 @@ class CatalogApp(Starlette):
             await app(scope, receive, answer.send)
         finally:
             answer.tell(self._metrics, self._access_log, EVENTS_PATH if route_path(scope) == EVENTS_PATH else None)
+
+
+def _asked(scope: Scope) -> Asked:
+    """What a listener wants. Nothing else of its request is kept as long as it listens."""
+    parameters = QueryParams(scope["query_string"])
+    headers = dict(scope["headers"])
+    return Asked(
+        parse_events(parameters),
+        headers.get(b"last-event-id", b"").decode("latin-1") or parameters.get("last_event_id"),
+        offers_gzip(headers.get(b"accept-encoding", b"").decode("latin-1")),
+    )
 
 
 def route_path(scope: Scope) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..sockets import BACKLOG
@@ -119,6 +120,17 @@ class LimitedProtocol(HttpToolsProtocol):
     """One connection. What goes beyond a limit is answered by a problem where that is still possible, and closed."""
 
     config: HttpConfig
+    # Beside uvicorn's own attributes: with more than 30 of them Python no longer shares the keys, 1.3 KB each.
+    __slots__ = (
+        "_body_bytes",
+        "_crowded",
+        "_cycles",
+        "_deadlines",
+        "_head_bytes",
+        "_in_head",
+        "_limits",
+        "_refused",
+    )
 
     def __init__(
         self,
@@ -128,6 +140,7 @@ class LimitedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.pipeline = _Pipeline()  # type: ignore[assignment]  # an empty deque takes 0.7 KB
         self._limits = config.limits
         self._deadlines = config.deadlines
         self._crowded = False
@@ -143,6 +156,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it, or hang up where even the reserve is used up."""
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         surplus = len(self.connections) - self._limits.max_connections
         self._crowded = surplus > 0
         if surplus > RESERVED:
@@ -268,3 +282,34 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self._deadlines.stop(self)
         self._deadlines.start(self)
+
+
+class _Pipeline(list[tuple[RequestResponseCycle, Any]]):
+    """Requests that wait, the last one first; as much of a deque as uvicorn uses."""
+
+    def appendleft(self, request: tuple[RequestResponseCycle, Any]) -> None:
+        self.insert(0, request)
+
+
+class _Flow(FlowControl):
+    """uvicorn's, with an event only while there is something to wait for: an idle one takes 0.8 KB."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.read_paused = False
+        self.write_paused = False
+        self._writable: asyncio.Event | None = None
+
+    async def drain(self) -> None:
+        if self._writable is not None:
+            await self._writable.wait()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self._writable = self._writable or asyncio.Event()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None

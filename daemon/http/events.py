@@ -10,6 +10,7 @@ import functools
 import logging
 import random
 import time
+import weakref
 from collections.abc import Callable, Sequence
 
 from starlette.types import Receive, Send
@@ -20,8 +21,9 @@ from ..loop import LoopMonitor, Phase
 from ..metrics import StreamCounts
 from . import sse
 from .announcements import Announcements
-from .frames import Changes, Frame, FrameCache, View
-from .listener import Listener, opening_of, seen_by
+from .frames import Changes, Frame, FrameCache, Group
+from .listener import Asked, Listener, opening_of, seen_by
+from .rounds import Rounds
 from .sending import SenderFactory, sender_for
 from .snapshots import SnapshotReader, Snapshots
 from .sse import Cursor
@@ -71,7 +73,6 @@ class EventHub:
         self.counts = StreamCounts()
         self.complete_as_of = complete_as_of
         self._catalog = catalog
-        self._coalesce_s = coalesce_ms / 1000
         self._heartbeat_s = heartbeat_s
         self._max_listeners = max_listeners
         self._send_timeout_s = send_timeout_s
@@ -83,14 +84,13 @@ class EventHub:
         self._news = Announcements(self._cache, lambda: self.complete_as_of())
         self._target: int = catalog.revision
         """Everything up to here is being sent; later changes wait for the next round."""
-        self._round_at = 0.0
-        self._round_due = False
-        self._timer: asyncio.TimerHandle | None = None
         self._listeners: dict[Listener, None] = {}
         self._live: collections.deque[Listener] = collections.deque()
         self._starting: collections.deque[Listener] = collections.deque()
+        self._groups: weakref.WeakValueDictionary[tuple[str, bool], Group] = weakref.WeakValueDictionary()
         self._blocked: dict[Listener, None] = {}
         self._work = asyncio.Event()
+        self._rounds = Rounds(coalesce_ms, self._work.set)
         self._gone = asyncio.Event()
         self._closing = False
         self._tasks: asyncio.TaskGroup | None = None
@@ -146,60 +146,60 @@ class EventHub:
     # ---- one listener --------------------------------------------------------------------------------------
 
     async def serve(
-        self,
-        view: View,
-        last_event_id: str | None,
-        receive: Receive,
-        send: Send,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        *,
-        gzip: bool = False,
+        self, asked: Asked, receive: Receive, send: Send, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> None:
         """Serve one listener until it goes or the hub closes.
 
         Args:
-            view: what it wants to see.
-            last_event_id: the cursor that it comes with. Any doubt about it is answered by a snapshot.
+            asked: what it wants.
             receive: ASGI.
             send: ASGI.
             headers: further response headers.
-            gzip: it asked for gzip.
         """
-        own = GZIP_HEADERS if gzip else STREAM_HEADERS
+        own = GZIP_HEADERS if asked.gzip else STREAM_HEADERS
         await send({"type": "http.response.start", "status": 200, "headers": [*own, *headers]})
         if self._closing or self._tasks is None or len(self._listeners) >= self._max_listeners:
             self.counts.turned_away += 1
             full = len(self._listeners) >= self._max_listeners
             bye = self._bye("too many listeners" if full else "shutdown")
-            await send((bye.gzipped(first=True) if gzip else bye).message)
+            await send((bye.gzipped(first=True) if asked.gzip else bye).message)
             return
-        opening = opening_of(self._catalog, view, last_event_id)
-        self.counts.opened += 1
-        self.counts.resumed += isinstance(opening, Cursor)
-        listener = Listener(view, self._news.told_to(last_event_id), opening, gzip=gzip)
-        listener.seen = seen_by(self._catalog, last_event_id)
+        listener = self._enter(asked)
+        del asked  # thousands wait here for hours
         listener.sender = self._sender_factory(send, functools.partial(self._ready, listener), self._tasks)
-        self._listeners[listener] = None
-        self.counts.listeners = len(self._listeners)
         self._enqueue(listener)
         try:
             await listener.sender.until_closed(receive)
         finally:
             self._forget(listener)
 
+    def _enter(self, asked: Asked) -> Listener:
+        opening = opening_of(self._catalog, asked)
+        self.counts.opened += 1
+        self.counts.resumed += isinstance(opening, Cursor)
+        key = (asked.view.filter_hash, asked.gzip)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = Group(asked.view, gzip=asked.gzip)
+        listener = Listener(group, self._news.told_to(asked.last_event_id), opening)
+        listener.seen = seen_by(self._catalog, asked.last_event_id)
+        self._listeners[listener] = None
+        self.counts.listeners = len(self._listeners)
+        return listener
+
     # ---- the broadcaster -----------------------------------------------------------------------------------
 
     def _turn(self) -> bool:
         """Serve some listeners; True when there is more to do at once."""
         with self._monitor.phase(Phase.LIVE):
-            if self._round_due and not self._live:
+            if self._rounds.is_due and not self._live:
                 self._begin_round()
             for _ in range(min(LIVE_PER_TURN, len(self._live))):
                 self._advance(self._live.popleft())
         if self._starting:
             with self._monitor.phase(Phase.SNAPSHOT):
                 self._serve_starting()
-        return bool(self._live or self._starting or self._round_due)
+        return bool(self._live or self._starting or self._rounds.is_due)
 
     def _serve_starting(self) -> None:
         """Each at most once, so that one that waits for its filter does not use up the time of the others."""
@@ -210,24 +210,24 @@ class EventHub:
                 return
 
     def _begin_round(self) -> None:
-        self._round_due = False
-        self._round_at = asyncio.get_running_loop().time()
+        self._rounds.begin()
         self._target = self._catalog.revision
         self._news.begin_round()
         for listener in self._listeners:
-            self._enqueue(listener)
+            if not listener.queued and listener.blocked_since is None:
+                listener.queued = True
+                (self._starting if listener.is_starting else self._live).append(listener)
 
     def _advance(self, listener: Listener) -> None:
         """Finish what is under way to a listener, and start the next frame; one that must wait calls back."""
         listener.queued = False
-        if listener not in self._listeners:
+        if listener.has_gone:
             return
         try:
             if listener.frame is None:
-                frame = self._next_frame(listener)
+                frame = listener.frame = self._next_frame(listener)
                 if frame is None:
                     return
-                listener.frame = frame
                 delivered = listener.sender.write(frame.message)
             else:
                 delivered = listener.sender.resume()
@@ -251,30 +251,29 @@ class EventHub:
             self._blocked.pop(listener, None)
         if frame.cursor is not None:
             listener.cursor = frame.cursor
-        if not frame.message["more_body"]:
+        if frame.is_final:
             self._forget(listener)
-        elif self._has_work(listener):
-            self._enqueue(listener)
-
-    def _has_work(self, listener: Listener) -> bool:
-        return (
-            self._closing
+        elif (
+            listener.cursor < self._target
             or listener.is_starting
-            or listener.cursor < self._target
             or listener.announced < self._news.round
-        )
+            or self._closing
+        ):
+            self._enqueue(listener)
 
     def _next_frame(self, listener: Listener) -> Frame | None:
         if self._closing:
             return self._single(listener, self._bye("shutdown"))
-        if listener.opening is not None:
-            return self._open(listener)
-        if listener.snapshot is not None:
-            return self._snapshot_frame(listener, listener.snapshot)
-        while listener.cursor < self._target:
-            if not self._catalog.can_resume(listener.cursor):
+        if listener.is_starting:
+            return self._starting_frame(listener)
+        group, target = listener.group, self._target
+        while listener.cursor < target:
+            if group.cursor == listener.cursor and group.target == target and group.frame is not None:
+                frame = group.frame
+            elif self._catalog.can_resume(listener.cursor):
+                frame = self._changes.frame(listener.cursor, target, group)
+            else:
                 return self._single(listener, self._start_snapshot(listener, "cursor too old"))
-            frame = self._changes.frame(listener.cursor, self._target, listener.view, gzip=listener.gzip)
             if frame.size:
                 return frame
             assert frame.cursor is not None
@@ -283,30 +282,30 @@ class EventHub:
             return self._announcements(listener)
         return None
 
-    def _open(self, listener: Listener) -> Frame:
-        opening, listener.opening = listener.opening, None
-        frame = self._opened(listener, opening)
-        return frame.gzipped(first=True) if listener.gzip else frame
+    # ---- those who start -----------------------------------------------------------------------------------
 
-    def _opened(self, listener: Listener, opening: str | Cursor | None) -> Frame:
+    def _starting_frame(self, listener: Listener) -> Frame | None:
+        if listener.snapshot is not None:
+            return self._snapshot_frame(listener, listener.snapshot)
+        opening, listener.opening = listener.opening, None
+        assert opening is not None
+        frame = self._opened(listener, opening)
+        return frame.gzipped(first=True) if listener.group.gzip else frame
+
+    def _opened(self, listener: Listener, opening: str | Cursor) -> Frame:
         # Asked again: the log may have moved on between the request and this turn.
         if isinstance(opening, Cursor):
             if opening.instance == self._catalog.instance and self._catalog.can_resume(opening.revision):
-                return Frame.of(sse.resumed(opening), opening.revision)
+                listener.is_starting = False
+                return Frame(sse.resumed(opening), opening.revision)
             opening = "cursor too old"
-        assert opening is not None
         return self._start_snapshot(listener, opening)
 
-    def _single(self, listener: Listener, frame: Frame) -> Frame:
-        """A frame for this listener alone. The first one of its stream begins the compression."""
-        return frame.gzipped(first=listener.opening is not None) if listener.gzip else frame
-
-    # ---- snapshots -----------------------------------------------------------------------------------------
-
     def _start_snapshot(self, listener: Listener, reason: str) -> Frame:
-        at_least = max(listener.seen, listener.cursor)
-        listener.snapshot = self._snapshots.begin(listener.view, at_least, gzip=listener.gzip)
-        return Frame.of(sse.reset(reason))
+        group, at_least = listener.group, max(listener.seen, listener.cursor)
+        listener.snapshot = self._snapshots.begin(group.view, at_least, gzip=group.gzip)
+        listener.is_starting = True
+        return Frame(sse.reset(reason))
 
     def _snapshot_frame(self, listener: Listener, snapshot: SnapshotReader) -> Frame | None:
         frame = self._snapshots.next_frame(snapshot)
@@ -314,6 +313,7 @@ class EventHub:
             self._enqueue(listener)
         elif frame.cursor is not None:  # complete
             self._end_snapshot(listener)
+            listener.is_starting = False
         return frame
 
     def _end_snapshot(self, listener: Listener) -> None:
@@ -321,18 +321,22 @@ class EventHub:
             self._snapshots.end(listener.snapshot)
             listener.snapshot = None
 
-    # ---- announcements -------------------------------------------------------------------------------------
+    # ---- frames for one or for all -------------------------------------------------------------------------
+
+    def _single(self, listener: Listener, frame: Frame) -> Frame:
+        """A frame for this listener alone. The first one of its stream begins the compression."""
+        return frame.gzipped(first=listener.opening is not None) if listener.group.gzip else frame
 
     def _announcements(self, listener: Listener) -> Frame:
         since, listener.announced = listener.announced, self._news.round
-        at = Cursor(self._catalog.instance, listener.cursor, listener.view.filter_hash)
-        return self._news.frame(since, at, gzip=listener.gzip)
+        at = Cursor(self._catalog.instance, listener.cursor, listener.group.view.filter_hash)
+        return self._news.frame(since, at, gzip=listener.group.gzip)
 
     def _bye(self, reason: str) -> Frame:
         # Spread out, so that all do not come back in the same moment.
         spread_ms = max(2_000, len(self._listeners))
         first_ms = 500 if reason == "shutdown" else 10_000
-        return Frame.of(sse.bye(reason, first_ms + random.randrange(spread_ms)), final=True)  # noqa: S311
+        return Frame(sse.bye(reason, first_ms + random.randrange(spread_ms)), final=True)  # noqa: S311
 
     # ---- wake-ups ------------------------------------------------------------------------------------------
 
@@ -340,20 +344,8 @@ class EventHub:
         self._request_round()
 
     def _request_round(self) -> None:
-        """Begin a round now, or when `coalesce_ms` have passed since the last one."""
-        if self._tasks is None or self._timer is not None or self._round_due:
-            return  # without a broadcaster there are no listeners
-        loop = asyncio.get_running_loop()
-        wait_s = self._round_at + self._coalesce_s - loop.time()
-        if wait_s > 0:
-            self._timer = loop.call_later(wait_s, self._round_is_due)
-        else:
-            self._round_is_due()
-
-    def _round_is_due(self) -> None:
-        self._timer = None
-        self._round_due = True
-        self._work.set()
+        if self._tasks is not None:  # without a broadcaster there are no listeners
+            self._rounds.request()
 
     def _enqueue(self, listener: Listener) -> None:
         """Have the broadcaster look at a listener, unless it waits for its client."""
@@ -365,7 +357,7 @@ class EventHub:
 
     def _ready(self, listener: Listener) -> None:
         """A sender's call back: the message under way can go on."""
-        if listener in self._listeners and not listener.queued:
+        if not listener.has_gone and not listener.queued:
             listener.queued = True
             (self._starting if listener.is_starting else self._live).append(listener)
             self._work.set()
@@ -399,5 +391,6 @@ class EventHub:
             return
         self.counts.listeners = len(self._listeners)
         self._blocked.pop(listener, None)
+        listener.has_gone = True
         self._end_snapshot(listener)
         self._gone.set()

@@ -24,27 +24,40 @@ class View(NamedTuple):
     matches: Callable[[Record], bool]
 
 
-class Frame(NamedTuple):
+class Frame:
     """Bytes to send, ready for ASGI, and where they bring the reader."""
 
-    message: dict[str, Any]
-    cursor: int | None = None
-    """The reader's revision once the frame is delivered; None: it stays where it is."""
+    __slots__ = ("cursor", "is_final", "message", "size")
 
-    @classmethod
-    def of(cls, body: bytes, cursor: int | None = None, *, final: bool = False) -> "Frame":
-        """A frame of `body`; `final` ends the response."""
-        return cls({"type": "http.response.body", "body": body, "more_body": not final}, cursor)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the body."""
-        return len(self.message["body"])
+    def __init__(self, body: bytes, cursor: int | None = None, *, final: bool = False) -> None:
+        """Args:
+        body: what is sent.
+        cursor: the reader's revision once the frame is delivered; None: it stays where it is.
+        final: it ends the response.
+        """
+        self.message: dict[str, Any] = {"type": "http.response.body", "body": body, "more_body": not final}
+        self.cursor = cursor
+        self.is_final = final
+        self.size = len(body)
 
     def gzipped(self, *, first: bool = False) -> "Frame":
         """The same for a reader that asked for gzip; its first frame begins the stream."""
         body = (GZIP_HEADER if first else b"") + shared_piece(self.message["body"])
-        return self.of(body, self.cursor, final=not self.message["more_body"])
+        return Frame(body, self.cursor, final=self.is_final)
+
+
+class Group:
+    """Listeners of one view and one encoding: who of them is at the same place is sent the same bytes."""
+
+    __slots__ = ("__weakref__", "cursor", "frame", "gzip", "target", "view")
+
+    def __init__(self, view: View, *, gzip: bool) -> None:
+        self.view = view
+        self.gzip = gzip
+        self.cursor = -1
+        self.target = -1
+        self.frame: Frame | None = None
+        """What was made last: it brings whoever is at `cursor` on the way to `target`. Most are at one place."""
 
 
 class FrameCache:
@@ -76,17 +89,22 @@ class Changes:
         self._catalog = catalog
         self._cache = cache
 
-    def frame(self, cursor: int, target: int, view: View, *, gzip: bool = False) -> Frame:
-        """What a reader of `view` at `cursor` needs next on its way to `target`; the body may be empty.
+    def frame(self, cursor: int, target: int, group: Group) -> Frame:
+        """What a reader of `group` at `cursor` needs next on its way to `target`; the body may be empty.
 
         Raises:
             ValueError: the log no longer reaches back to `cursor`.
         """
         if not self._catalog.can_resume(cursor):
             raise ValueError(f"cursor {cursor} is below the floor {self._catalog.floor}")
+        frame = self._frame(cursor, target, group.view, group.gzip)
+        group.cursor, group.target, group.frame = cursor, target, frame
+        return frame
+
+    def _frame(self, cursor: int, target: int, view: View, gzip: bool) -> Frame:
         key = ("changes", self._catalog.instance, cursor, target, view.filter_hash, gzip)
         if gzip:
-            return self._cache.get(key, lambda: self.frame(cursor, target, view).gzipped())
+            return self._cache.get(key, lambda: self._frame(cursor, target, view, gzip=False).gzipped())
         return self._cache.get(key, lambda: self._make(cursor, target, view))
 
     def _make(self, cursor: int, target: int, view: View) -> Frame:
@@ -105,7 +123,7 @@ class Changes:
                 pieces.append(sse.upsert([item for item in group if isinstance(item, Record)], at))
             else:
                 pieces.append(sse.delete(group, at))
-        return Frame.of(b"".join(pieces), reached)
+        return Frame(b"".join(pieces), reached)
 
 
 def _is_shown(item: LogItem, view: View) -> bool:

@@ -1,11 +1,24 @@
 """Listener: one open stream as the broadcaster sees it: a cursor, and what is under way to it."""
 
+from typing import NamedTuple
+
 from ckptd.catalog.store import Catalog
 
-from .frames import Frame, View
+from .frames import Frame, Group, View
 from .sending import Sender
 from .snapshots import SnapshotReader
 from .sse import Cursor
+
+
+class Asked(NamedTuple):
+    """What a client asks of the live stream."""
+
+    view: View
+    """What it wants to see."""
+    last_event_id: str | None = None
+    """The cursor that it comes with. Any doubt about it is answered by a snapshot."""
+    gzip: bool = False
+    """It understands gzip."""
 
 
 class Listener:
@@ -16,18 +29,18 @@ class Listener:
         "blocked_since",
         "cursor",
         "frame",
-        "gzip",
+        "group",
+        "has_gone",
+        "is_starting",
         "opening",
         "queued",
         "seen",
         "sender",
         "snapshot",
-        "view",
     )
 
-    def __init__(self, view: View, announced: int, opening: str | Cursor, *, gzip: bool) -> None:
-        self.view = view
-        self.gzip = gzip
+    def __init__(self, group: Group, announced: int, opening: str | Cursor) -> None:
+        self.group = group
         self.sender: Sender
         self.cursor = 0
         self.opening: str | Cursor | None = opening
@@ -40,23 +53,21 @@ class Listener:
         """Under way. The cursor moves when it is delivered, not before."""
         self.blocked_since: float | None = None
         self.queued = False
-
-    @property
-    def is_starting(self) -> bool:
+        self.is_starting = True
         """Still to be shown what there is: it waits behind those who follow the changes."""
-        return self.snapshot is not None or self.opening is not None
+        self.has_gone = False
 
 
-def opening_of(catalog: Catalog, view: View, last_event_id: str | None) -> str | Cursor:
+def opening_of(catalog: Catalog, asked: Asked) -> str | Cursor:
     """The good cursor that a listener comes with, or the reason why it gets a snapshot instead."""
-    if not last_event_id:
+    if not asked.last_event_id:
         return "start"
-    cursor = Cursor.parse(last_event_id)
+    cursor = Cursor.parse(asked.last_event_id)
     if cursor is None:
         return "unknown cursor"
     if cursor.instance != catalog.instance:
         return "other instance"
-    if cursor.filter_hash != view.filter_hash:
+    if cursor.filter_hash != asked.view.filter_hash:
         return "other filter"
     if cursor.revision > catalog.revision:
         return "cursor in the future"

@@ -67,8 +67,14 @@ class SteppedSender:
 
     def write(self, message: dict[str, Any]) -> bool:
         """See `Sender`."""
-        self._coroutine = self._send(message)  # type: ignore[assignment]  # typed Awaitable, a coroutine in uvicorn
-        return self.resume()
+        coroutine = self._send(message)
+        try:
+            waits_for = coroutine.send(None)  # type: ignore[attr-defined]  # typed Awaitable, a coroutine in uvicorn
+        except StopIteration:
+            return True
+        self._coroutine = coroutine  # type: ignore[assignment]
+        self._call_back_after(waits_for)
+        return False
 
     def resume(self) -> bool:
         """See `Sender`."""
@@ -81,11 +87,14 @@ class SteppedSender:
         except BaseException:
             self._coroutine = None
             raise
+        self._call_back_after(waits_for)
+        return False
+
+    def _call_back_after(self, waits_for: "asyncio.Future[Any] | None") -> None:
         if waits_for is None:  # a bare yield: asyncio.sleep(0)
             asyncio.get_running_loop().call_soon(self._on_ready)
         else:
             waits_for.add_done_callback(self._future_done)
-        return False
 
     def abandon(self) -> None:
         """See `Sender`."""

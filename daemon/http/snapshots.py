@@ -64,7 +64,7 @@ class SnapshotFeed:
         return self._cache.get(("snapshot", self._key, index, gzip), lambda: self._make(start, stop, gzip))
 
     def _make(self, start: int, stop: int, gzip: bool) -> Frame:
-        frame = Frame.of(sse.batch(self._matching[start:stop], has_more=len(self._matching) > stop))
+        frame = Frame(sse.batch(self._matching[start:stop], has_more=len(self._matching) > stop))
         return frame.gzipped() if gzip else frame
 
     def _has_scanned(self, stop: int) -> bool:
@@ -119,7 +119,7 @@ class Snapshots:
         except IndexError:
             assert feed.total is not None
             at = Cursor(self._catalog.instance, feed.revision, feed.view.filter_hash)
-            frame = Frame.of(sse.complete(feed.total, feed.revision, at), feed.revision)
+            frame = Frame(sse.complete(feed.total, feed.revision, at), feed.revision)
             return frame.gzipped() if reader.gzip else frame
         if frame is not None:
             reader.piece += 1

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from ckptd.daemon.http.events import EventHub
 from ckptd.daemon.http.frames import View
+from ckptd.daemon.http.listener import Asked
 
 
 class Message:
@@ -164,7 +165,8 @@ class InProcessListener:
         self._task: asyncio.Task[None] | None = None
 
     def connect(self, hub: EventHub, view: View, last_event_id: str | None) -> Self:
-        self._task = asyncio.ensure_future(hub.serve(view, last_event_id, self._receive, self._send, gzip=self._gzip))
+        asked = Asked(view, last_event_id, self._gzip)
+        self._task = asyncio.ensure_future(hub.serve(asked, self._receive, self._send))
         return self
 
     def lag(self) -> None:
