@@ -19,7 +19,7 @@ MAX_ROWS = 2_000
 """Of one section. Equal ones are left out first: whoever compares looks for what differs."""
 
 
-class Status(enum.StrEnum):
+class Agreement(enum.StrEnum):
     """What the values of one row have to do with each other."""
 
     EQUAL = "equal"
@@ -45,13 +45,13 @@ class Side(msgspec.Struct, frozen=True):
     """With its tensors; None where none is kept."""
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Attribute(msgspec.Struct, frozen=True, kw_only=True):
     """One attribute of all checkpoints."""
 
     name: str
     values: tuple[Plain, ...]
     """In the order of the checkpoints; null where it is not known."""
-    status: Status
+    status: Agreement
     missing: tuple[int, ...] = ()
     """Positions, from 0, of the checkpoints that do not have it: a null that stands there is none that was set."""
     direction: Direction | None = None
@@ -60,10 +60,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Of a metric: positions of the best value."""
 
 
-class Section(msgspec.Struct, frozen=True, kw_only=True):
+class AttributeSection(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of one kind, with their number by status."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Attribute, ...]
     equal: int
     differing: int
     missing: int
@@ -79,12 +79,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Over everything but `identity`."""
     weights: tuple[Sameness, ...]
     """Of each checkpoint but the first: its weights against the first one's."""
-    identity: Section
-    metrics: Section
-    training: Section
-    hyper_parameters: Section
-    config: Section
-    model: Section
+    identity: AttributeSection
+    metrics: AttributeSection
+    training: AttributeSection
+    hyper_parameters: AttributeSection
+    config: AttributeSection
+    model: AttributeSection
     tensors: TensorSection
 
 
@@ -137,28 +137,30 @@ def sameness(comparison: Comparison, sections: Sequence[str] = SECTIONS) -> Same
 # ---- sections --------------------------------------------------------------------------------------------------
 
 
-def _section(sides: Sequence[Known]) -> Section:
+def _section(sides: Sequence[Known]) -> AttributeSection:
     """A row for each name, in the order in which the first side, then the others have them."""
     rows = [_row(name, sides) for name in dict.fromkeys(name for side in sides for name in side)]
-    counted = {status: sum(row.status is status for row in rows) for status in Status}
+    counted = {status: sum(row.status is status for row in rows) for status in Agreement}
     listed = rows
     if len(rows) > MAX_ROWS:
-        told = [row for row in rows if row.status is not Status.EQUAL]
-        listed = [*told, *(row for row in rows if row.status is Status.EQUAL)][:MAX_ROWS]
-    return Section(rows=tuple(listed), omitted=len(rows) - len(listed), **{s.value: n for s, n in counted.items()})
+        told = [row for row in rows if row.status is not Agreement.EQUAL]
+        listed = [*told, *(row for row in rows if row.status is Agreement.EQUAL)][:MAX_ROWS]
+    return AttributeSection(
+        rows=tuple(listed), omitted=len(rows) - len(listed), **{s.value: n for s, n in counted.items()}
+    )
 
 
-def _row(name: str, sides: Sequence[Known]) -> Row:
+def _row(name: str, sides: Sequence[Known]) -> Attribute:
     missing = tuple(position for position, side in enumerate(sides) if name not in side)
     values = tuple(side.get(name) for side in sides)
     if missing:
-        status = Status.MISSING
+        status = Agreement.MISSING
     else:
-        status = Status.EQUAL if all(values_equal(values[0], value) for value in values[1:]) else Status.DIFFERING
-    return Row(name=name, values=values, status=status, missing=missing)
+        status = Agreement.EQUAL if all(values_equal(values[0], value) for value in values[1:]) else Agreement.DIFFERING
+    return Attribute(name=name, values=values, status=status, missing=missing)
 
 
-def _metrics(entries: Sequence[CheckpointEntry]) -> Section:
+def _metrics(entries: Sequence[CheckpointEntry]) -> AttributeSection:
     section = _section([dict(entry.metrics) for entry in entries])
     rows = []
     for row in section.rows:

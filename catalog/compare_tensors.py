@@ -36,7 +36,7 @@ class TensorChange(enum.StrEnum):
     """Same shape and type, and equal checksums of storages of equal size; or the files are known to be the same."""
 
 
-class Evidence(enum.StrEnum):
+class ChecksumEvidence(enum.StrEnum):
     """What the checksums of a checkpoint are worth."""
 
     NONE = "none"
@@ -118,7 +118,7 @@ class TensorSection(msgspec.Struct, frozen=True, kw_only=True):
     """Tensors of each checkpoint."""
     prefixes: tuple[str, ...]
     """Of each checkpoint: what all names of its weights begin with, and was taken off so that they fit the others'."""
-    checksums: tuple[Evidence, ...]
+    checksums: tuple[ChecksumEvidence, ...]
     """Of each checkpoint."""
     counts: tuple[TensorCounts, ...]
     """Of each checkpoint but the first."""
@@ -162,7 +162,7 @@ def compare_tensors(
     for other in range(1, len(sides)):
         if known[0] and known[other]:
             same_file = is_same_file(entries[0], entries[other], descriptions[0], descriptions[other])
-            by_checksum = Evidence.FAILED not in (evidence[0], evidence[other])
+            by_checksum = ChecksumEvidence.FAILED not in (evidence[0], evidence[other])
             columns.append([_change(sides[0].get(key), sides[other].get(key), same_file, by_checksum) for key in keys])
         else:
             columns.append([TensorChange.UNKNOWN] * len(keys))
@@ -239,12 +239,12 @@ def _is_known(described: Description | None) -> bool:
     return bool(inspection.tensors) or (inspection.level is not Level.NONE and inspection.is_valid)
 
 
-def _evidence(described: Description | None) -> Evidence:
+def _evidence(described: Description | None) -> ChecksumEvidence:
     if described is None or all(tensor.storage_crc32 is None for tensor in described.tensors):
-        return Evidence.NONE
+        return ChecksumEvidence.NONE
     if any(found.code in _CONTRADICTED for found in described.findings):
-        return Evidence.FAILED
-    return Evidence.VERIFIED if described.inspection.level.covers(Level.CHECKSUM) else Evidence.RECORDED
+        return ChecksumEvidence.FAILED
+    return ChecksumEvidence.VERIFIED if described.inspection.level.covers(Level.CHECKSUM) else ChecksumEvidence.RECORDED
 
 
 def _by_key(table: Sequence[TensorInfo], prefix: str) -> dict[Key, TensorInfo]:

@@ -11,7 +11,7 @@ import msgspec
 
 from ckptd.validators.inspection import Plain
 
-from .compare import SECTIONS, Comparison, Row
+from .compare import SECTIONS, Attribute, Comparison
 from .compare_tensors import TensorRow
 
 ATTRIBUTE_SECTIONS = ("identity", *(name for name in SECTIONS if name != "tensors"))
@@ -100,7 +100,7 @@ def tensor_text(row: TensorRow, position: int) -> str:
     return "" if shape is None else f"{row.dtypes[position]} {list(shape)}"
 
 
-def _attribute_line(section: str, row: Row) -> Line:
+def _attribute_line(section: str, row: Attribute) -> Line:
     best = " ".join(str(position + 1) for position in row.best)
     values = tuple(
         "" if position in row.missing else "null" if value is None else value_text(value)

@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId, Record
 from ckptd.catalog.query import Page, Query, run_query
+from ckptd.catalog.store import Tombstone
 
 from . import sse
 from .backend import Backend
@@ -20,9 +21,29 @@ from .parameter_types import read_parameters
 from .parameters import parse_list, parse_rebuild, parse_stream
 from .problems import ProblemError, rfc3339
 from .responses import JSON, accepts_gzip, etag_of, is_current, json_response, not_modified
+from .tensors import parse_tensors, table_of
 
 IN_THREAD_FROM = 5_000
 """Entries or tensors from which work leaves the event loop (sorting 100,000 takes 20 to 56 ms)."""
+DETAIL_OF_DESCRIPTION = ("findings", "metadata", "provenance", "user", "sidecar", "config")
+"""What one checkpoint in full shows besides its entry."""
+DETAIL_OF_INSPECTION = (
+    "hyper_parameters",
+    "callbacks",
+    "parameters_by_part",
+    "unsafe_globals",
+    "has_state_dict",
+    "can_load",
+    "is_valid",
+    "error_message",
+    "warnings",
+    "architecture_valid",
+    "recognized",
+    "lightning_version",
+    "archive_id",
+    "seal",
+    "shards",
+)
 
 
 class Batch(Protocol):
@@ -60,11 +81,13 @@ class CheckpointRoutes:
 
     async def detail(self, request: Request) -> Response:
         """Everything known of one checkpoint, without its tensor table."""
+        read_parameters(request.query_params, ())
         return await self._described(request, detail_of)
 
     async def tensors(self, request: Request) -> Response:
-        """The tensor table of one checkpoint."""
-        return await self._described(request, tensors_of)
+        """The tensor table of one checkpoint, or a piece of it."""
+        query = parse_tensors(request.query_params)
+        return await self._described(request, lambda record, known: table_of(record.entry.id, known, query))
 
     async def stream(self, request: Request) -> Response:
         """The list as server-sent events: `batch`… then `complete`, and the response ends."""
@@ -79,18 +102,16 @@ class CheckpointRoutes:
         return Response(body, 202, {"Cache-Control": "no-store"}, JSON)
 
     async def _described(self, request: Request, show: Callable[[Record, Description | None], Any]) -> Response:
-        read_parameters(request.query_params, ())
-        record = self._record(request)
+        record = self.record_of(request.path_params["id"])
         etag = etag_of(request, self._catalog.instance, record.entry.revision)
         headers = {"ETag": etag, "Cache-Control": "no-cache"}
         if is_current(request, etag):
             return not_modified(headers)
         description = await self._backend.description(record.entry.id)
-        shown = show(record, description)
         if description is not None and len(description.tensors) >= IN_THREAD_FROM:
-            body = await anyio.to_thread.run_sync(msgspec.json.encode, shown)
+            body = await anyio.to_thread.run_sync(lambda: msgspec.json.encode(show(record, description)))
         else:
-            body = msgspec.json.encode(shown)
+            body = msgspec.json.encode(show(record, description))
         return await json_response(request, body, headers)
 
     async def page(self, query: Query) -> Page:
@@ -100,8 +121,13 @@ class CheckpointRoutes:
             return run_query(snapshot, query)
         return await anyio.to_thread.run_sync(run_query, snapshot, query)
 
-    def _record(self, request: Request) -> Record:
-        checkpoint_id = CheckpointId(request.path_params["id"])
+    def record_of(self, given: str) -> Record:
+        """The record of an id that a client sent.
+
+        Raises:
+            ProblemError: 404 for one that never was, or was long ago; 410 for one that is gone, with when and why.
+        """
+        checkpoint_id = CheckpointId(given)
         record = self._catalog.get(checkpoint_id)
         if record is not None:
             return record
@@ -114,14 +140,24 @@ class CheckpointRoutes:
                 field="id",
                 value=checkpoint_id,
             )
+        raise self._gone(tombstone)
+
+    def _gone(self, tombstone: Tombstone) -> ProblemError:
         deleted_at = rfc3339(tombstone.deleted_at)
-        raise ProblemError(
+        moved_to = None if tombstone.moved_to is None else self._catalog.get(tombstone.moved_to)
+        members = {"path": tombstone.path, "reason": tombstone.reason, "deleted_at": deleted_at}
+        if moved_to is not None:
+            members["moved_to"] = moved_to.entry.id
+        now = (
+            "drop it from what you keep" if moved_to is None else f"it is {moved_to.entry.path} now, use that one's id"
+        )
+        return ProblemError(
             410,
             f"{tombstone.path} was {tombstone.reason} at {deleted_at}",
-            remedy="drop it from what you keep; if the file comes back under this name, so does its id",
+            remedy=f"{now}; if a file comes back under the old name, so does its id",
             field="id",
-            value=checkpoint_id,
-            members={"path": tombstone.path, "reason": tombstone.reason, "deleted_at": deleted_at},
+            value=tombstone.id,
+            members=members,
         )
 
 
@@ -142,37 +178,9 @@ def detail_of(record: Record, description: Description | None) -> dict[str, Any]
     detail: dict[str, Any] = dict(msgspec.to_builtins(record.entry))
     if description is None:
         return detail
-    inspection = description.inspection
-    return detail | {
-        "findings": description.findings,
-        "metadata": description.metadata,
-        "provenance": description.provenance,
-        "user": description.user,
-        "sidecar": description.sidecar,
-        "config": description.config,
-        "hyper_parameters": inspection.hyper_parameters,
-        "callbacks": inspection.callbacks,
-        "parameters_by_part": inspection.parameters_by_part,
-        "unsafe_globals": inspection.unsafe_globals,
-        "has_state_dict": inspection.has_state_dict,
-        "can_load": inspection.can_load,
-        "is_valid": inspection.is_valid,
-        "error_message": inspection.error_message,
-        "warnings": inspection.warnings,
-        "architecture_valid": inspection.architecture_valid,
-        "recognized": inspection.recognized,
-        "lightning_version": inspection.lightning_version,
-        "archive_id": inspection.archive_id,
-        "seal": inspection.seal,
-        "n_tensors": len(inspection.tensors),
-        "shards": inspection.shards,
-    }
-
-
-def tensors_of(record: Record, description: Description | None) -> dict[str, Any]:
-    """The tensor table of a description."""
-    tensors = () if description is None else description.tensors
-    return {"id": record.entry.id, "total": len(tensors), "tensors": tensors}
+    detail |= {name: getattr(description, name) for name in DETAIL_OF_DESCRIPTION}
+    detail |= {name: getattr(description.inspection, name) for name in DETAIL_OF_INSPECTION}
+    return detail | {"n_tensors": len(description.tensors)}
 
 
 def ending_stream(page: Page, batch_size: int, batch: Batch, *, gzip: bool = False) -> Response:

@@ -7,7 +7,7 @@ import enum
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.datastructures import QueryParams
@@ -44,6 +44,8 @@ class Parameter:
     """The value where it is not sent; None: nothing is asked for."""
     repeatable: bool = False
     """Sent several times, it has several values, read as a tuple."""
+    array_schema: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Of a repeatable one: keywords for the array of its values, as `maxItems`."""
     comma_separated: bool = False
     is_prefix: bool = False
     """Stands for all names that begin with its name; the value is a mapping from the rests."""

@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 JSON = "application/json"
+VARY = "Accept-Encoding, Authorization, Cookie"
+"""What every answer with a body depends on."""
 COMPRESS_FROM_BYTES = 2048
 COMPRESS_IN_THREAD_FROM_BYTES = 64 << 10
 """Compressing more takes over a millisecond; the live stream must not wait for it."""
@@ -44,19 +46,24 @@ def offers_gzip(accept_encoding: str) -> bool:
 
 async def json_response(request: Request, body: bytes, headers: dict[str, str]) -> Response:
     """`body` as JSON, compressed where asked and worth it."""
-    headers = headers | {"Vary": "Accept-Encoding, Authorization, Cookie"}
+    return await body_response(request, body, headers, JSON)
+
+
+async def body_response(request: Request, body: bytes, headers: dict[str, str], content_type: str) -> Response:
+    """`body`, compressed where asked and worth it. `headers` may have a longer `Vary`."""
+    headers = {"Vary": VARY} | headers
     if len(body) >= COMPRESS_FROM_BYTES and accepts_gzip(request):
         if len(body) >= COMPRESS_IN_THREAD_FROM_BYTES:
             body = await anyio.to_thread.run_sync(_compress, body)
         else:
             body = _compress(body)
         headers["Content-Encoding"] = "gzip"
-    return Response(body, headers=headers, media_type=JSON)
+    return Response(body, headers=headers | {"Content-Type": content_type})
 
 
 def not_modified(headers: dict[str, str]) -> Response:
     """304, with the headers that the full answer would have had."""
-    return Response(status_code=304, headers=headers | {"Vary": "Accept-Encoding, Authorization, Cookie"})
+    return Response(status_code=304, headers={"Vary": VARY} | headers)
 
 
 def _compress(body: bytes) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import torch
 
-from ckptd.catalog.compare import Comparison, Row, Section, Side, compare
+from ckptd.catalog.compare import Attribute, AttributeSection, Comparison, Side, compare
 from ckptd.catalog.compare_tensors import TensorSelection
 from ckptd.catalog.describe import describe_checkpoint
 from ckptd.catalog.entry import Health, Identities, make_record, metadata_source
@@ -52,7 +52,7 @@ def compared(root: Path, *paths: Path, level: Level = Level.STRUCTURE, **selecti
     return compare([side(path, root, level) for path in paths], TensorSelection(**selection))
 
 
-def row(section: Section, name: str) -> Row:
+def row(section: AttributeSection, name: str) -> Attribute:
     """The row of that name."""
     (found,) = (row for row in section.rows if row.name == name)
     return found

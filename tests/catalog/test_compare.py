@@ -6,7 +6,7 @@ import msgspec
 import pytest
 import torch
 
-from ckptd.catalog.compare import MAX_ROWS, Sameness, Side, Status, compare, sameness
+from ckptd.catalog.compare import MAX_ROWS, Agreement, Sameness, Side, compare, sameness
 from ckptd.catalog.compare_metrics import Direction, best_of, direction_of
 from ckptd.catalog.compare_values import flatten, values_equal
 from tests.catalog.catalog_records import record_of
@@ -18,8 +18,8 @@ def test_a_copy_is_the_same_and_differs_only_in_where_it_lies(tmp_path: Path) ->
     (tmp_path / "b.ckpt").write_bytes(first.read_bytes())
     comparison = compared(tmp_path, first, tmp_path / "b.ckpt")
     assert (comparison.verdict, comparison.weights) == (Sameness.SAME, (Sameness.SAME,))
-    assert row(comparison.identity, "path").status is Status.DIFFERING
-    assert row(comparison.identity, "content_id").status is Status.EQUAL
+    assert row(comparison.identity, "path").status is Agreement.DIFFERING
+    assert row(comparison.identity, "content_id").status is Agreement.EQUAL
 
 
 def test_settings_are_equal_differing_or_missing_by_dotted_name(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_settings_are_equal_differing_or_missing_by_dotted_name(tmp_path: Path) 
     assert (section.equal, section.differing, section.missing) == (2, 1, 2)
     assert row(section, "model.layers").values == ([1, 2], [1, 2])
     assert row(section, "optimizer.lr").values == (0.1, 0.01)
-    assert (row(section, "seed").status, row(section, "seed").missing) == (Status.MISSING, (0,))
+    assert (row(section, "seed").status, row(section, "seed").missing) == (Agreement.MISSING, (0,))
     assert row(section, "optimizer.beta").missing == (0,), "a null that was set is not a missing value"
 
 
@@ -42,7 +42,7 @@ def test_configs_beside_the_checkpoints_are_compared(tmp_path: Path) -> None:
         path.with_name("config.yaml").write_text(f"trainer:\n  decay: {decay}\n  steps: 10\n")
     comparison = compared(tmp_path, *paths)
     assert row(comparison.config, "trainer.decay").values == (0, 0.5)
-    assert row(comparison.config, "trainer.steps").status is Status.EQUAL
+    assert row(comparison.config, "trainer.steps").status is Agreement.EQUAL
     assert comparison.verdict is Sameness.DIFFERENT
     assert sameness(comparison, ("tensors", "hyper_parameters")) is Sameness.SAME
 
@@ -52,10 +52,10 @@ def test_training_and_model_are_compared(tmp_path: Path) -> None:
     second = save(tmp_path / "b.ckpt", weights(head__weight=torch.ones(2, 4).half()), epoch=4, global_step=30)
     comparison = compared(tmp_path, first, second)
     assert row(comparison.training, "epoch").values == (3, 4)
-    assert row(comparison.training, "global_step").status is Status.EQUAL
+    assert row(comparison.training, "global_step").status is Agreement.EQUAL
     assert row(comparison.model, "dtypes").values == (["float32"], ["float32", "float16"])
-    assert row(comparison.model, "parameters.head").status is Status.EQUAL
-    assert row(comparison.model, "weights_bytes").status is Status.DIFFERING
+    assert row(comparison.model, "parameters.head").status is Agreement.EQUAL
+    assert row(comparison.model, "weights_bytes").status is Agreement.DIFFERING
 
 
 def test_the_best_metric_is_marked_by_the_declared_mode_else_by_its_name() -> None:
@@ -110,7 +110,7 @@ def test_there_is_no_best_where_there_is_no_choice() -> None:
 def test_what_is_not_known_of_one_is_missing_and_makes_a_difference(tmp_path: Path) -> None:
     known = side(save(tmp_path / "a.ckpt", weights(), epoch=1), tmp_path)
     comparison = compare([known, Side(record_of("b.ckpt").entry, None)])
-    assert row(comparison.training, "epoch").status is Status.MISSING
+    assert row(comparison.training, "epoch").status is Agreement.MISSING
     assert comparison.tensors.known == (True, False)
     assert comparison.weights == (Sameness.UNKNOWN,)
     assert {row.changes[0] for row in comparison.tensors.rows} == {"unknown"}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd.catalog.compare import Sameness
-from ckptd.catalog.compare_tensors import Evidence, TensorChange, TensorSelection, align
+from ckptd.catalog.compare_tensors import ChecksumEvidence, TensorChange, TensorSelection, align
 from ckptd.validators.inspection import Level
 from tests.catalog.compared_files import changes, compared, save, weights
 from tests.validators.directory_files import save_dcp
@@ -84,7 +84,7 @@ def test_checksums_that_do_not_hold_prove_nothing(tmp_path: Path, damaged: str) 
     assert changes(compared(tmp_path, *paths)) == {"w": "same"}, "nobody has read the bytes so far"
     comparison = compared(tmp_path, *paths, level=Level.CHECKSUM)
     assert changes(comparison) == {"w": "unknown"}
-    assert set(comparison.tensors.checksums) == {Evidence.VERIFIED, Evidence.FAILED}
+    assert set(comparison.tensors.checksums) == {ChecksumEvidence.VERIFIED, ChecksumEvidence.FAILED}
 
 
 def test_formats_without_checksums_are_the_same_only_if_digests_of_the_files_are(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_formats_without_checksums_are_the_same_only_if_digests_of_the_files_are
         safetensors.torch.save_file(weights(seed), path)
     comparison = compared(tmp_path, *paths)
     assert set(changes(comparison).values()) == {"unknown/unknown"}
-    assert comparison.tensors.checksums == (Evidence.NONE,) * 3
+    assert comparison.tensors.checksums == (ChecksumEvidence.NONE,) * 3
     read = compared(tmp_path, *paths, level=Level.CHECKSUM)
     assert set(changes(read).values()) == {"same/unknown"}
     assert read.weights == (Sameness.SAME, Sameness.UNKNOWN)
