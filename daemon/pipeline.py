@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import anyio
@@ -215,7 +215,8 @@ class Pipeline:
         begun = [self._sweeps_begun(key.root) for key in keys]
         seen = await anyio.to_thread.run_sync(self._see, wanted)
         self.counts.looks += len(keys)
-        moved = {one.sight.identities.file.inode for one in seen if one.sight.identities is not None}
+        present = zip(keys, seen, strict=True)
+        moved = {one.sight.identities.file.inode: key.id for key, one in present if one.sight.identities is not None}
         async with anyio.create_task_group() as group:
             for key, one, sweeps in zip(keys, seen, begun, strict=True):
                 group.start_soon(self._judge, key, one, moved, sweeps)
@@ -265,7 +266,7 @@ class Pipeline:
             self._log.exception("a look failed", path=shown_path(key.root.join(key.path))[0])
             return Sight(kind=LookKind.UNREACHABLE)
 
-    async def _judge(self, key: Key, seen: _Seen, moved: set[int], sweeps: int) -> None:
+    async def _judge(self, key: Key, seen: _Seen, moved: Mapping[int, CheckpointId], sweeps: int) -> None:
         try:
             sight, description = await self._open_and_describe(key, seen.sight)
             seen = seen._replace(sight=sight)
@@ -338,7 +339,9 @@ class Pipeline:
         self._unsteady[key] += 1
         return self._unsteady[key] >= UNSTEADY_LOOKS
 
-    async def _conclude(self, key: Key, seen: _Seen, description: Description | None, moved: set[int]) -> bool:
+    async def _conclude(
+        self, key: Key, seen: _Seen, description: Description | None, moved: Mapping[int, CheckpointId]
+    ) -> bool:
         """Publish what a look means; False if that is not clear yet, and another look will tell."""
         sight = seen.sight
         look = _as_look(sight, description)
@@ -401,7 +404,7 @@ class Pipeline:
         self._told_writing[key] = now
         return True
 
-    async def _remove(self, key: Key, moved: set[int]) -> None:
+    async def _remove(self, key: Key, moved: Mapping[int, CheckpointId]) -> None:
         self._forced.discard(key)
         gone: list[Record] = []
 
@@ -410,8 +413,8 @@ class Pipeline:
             if current is None:
                 return None
             gone.append(current)
-            was_moved = current.identities.file.inode in moved
-            return Removal(key.id, DeleteReason.MOVED if was_moved else DeleteReason.REMOVED)
+            moved_to = moved.get(current.identities.file.inode)
+            return Removal(key.id, DeleteReason.REMOVED if moved_to is None else DeleteReason.MOVED, moved_to)
 
         await self._submit(key, Change(key.id, decide))
         for record in gone:
