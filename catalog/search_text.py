@@ -22,6 +22,8 @@ from ckptd.validators.inspection import Plain
 
 from .description import Description
 
+TEXT_VERSION = 1
+"""Raised whenever lines come out otherwise: everything is then described again, in the background."""
 MAX_TEXT = 16_384
 """Characters of one line; hyper-parameters come first, so what is cut off is the end of a long config."""
 MAX_VALUES = 1_000
@@ -91,8 +93,8 @@ def text_of(sources: Iterable[Plain]) -> str:
 
 
 def text_key(text: str) -> int | None:
-    """What a text is known by: 63 bits of BLAKE2b; None for an empty one."""
-    if not text:
+    """What a line is known by: 63 bits of BLAKE2b; None for an empty one, or one that nobody here has made."""
+    if not text or len(text) > MAX_TEXT:
         return None
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()) >> 1
 

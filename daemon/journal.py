@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
+import msgspec
 import structlog
 
 from ckptd.catalog.description import Description
@@ -169,7 +170,8 @@ class Journal:
         with self._monitor.phase(Phase.PREPARE):
             batch = self._catalog.prepare([_noting(submission, details) for submission in submissions])
         if batch is not None:
-            await self._commit(batch, details)
+            if not await self._commit(batch, details):
+                batch = _unsearchable(batch)
             with self._monitor.phase(Phase.PUBLISH):
                 self._catalog.publish(batch)
         elif self._awaited & details.descriptions.keys() or details.verifications:
@@ -177,7 +179,8 @@ class Journal:
         for submission in submissions:
             submission.done.set()
 
-    async def _commit(self, batch: Batch, details: _Details) -> None:
+    async def _commit(self, batch: Batch, details: _Details) -> bool:
+        """Write a batch; False where the state cannot be written."""
         if self.durable:
             started = time.perf_counter()
             try:
@@ -192,7 +195,7 @@ class Journal:
                 )
                 self._on_commit(time.perf_counter() - started, True)
                 self._awaited -= details.descriptions.keys()
-                return
+                return True
             except StateError as error:
                 self._on_commit(time.perf_counter() - started, False)
                 self.durable = False
@@ -206,6 +209,7 @@ class Journal:
         self._unkept |= details.verifications
         self.undescribed.update(_ids(batch), self._awaited)
         self._awaited.clear()
+        return False
 
     async def _recover(self) -> None:
         catalog = self._catalog
@@ -217,6 +221,8 @@ class Journal:
         def rewrite() -> None:
             self._state.rewrite(catalog.instance, records, tombstones, catalog.revision, catalog.floor)
             self._state.commit(nothing, {}, catalog.floor, verifications=unkept)
+            # All of them, if the file was damaged and had to be begun anew.
+            self.undescribed |= self._state.undescribed()
 
         try:
             await self._in_thread(rewrite)
@@ -250,6 +256,14 @@ def _noting(submission: _Submission, details: _Details) -> Change:
 
 def _is_of(verification: Verification, record: Record | None) -> bool:
     return record is not None and verification.is_of(record.identities.file, record.identities.shards)
+
+
+def _unsearchable(batch: Batch) -> Batch:
+    """The batch without the keys of lines that are not in the state. Once they are, its records change."""
+    items = [
+        item if isinstance(item, Tombstone) else msgspec.structs.replace(item, text_key=None) for item in batch.items
+    ]
+    return Batch(tuple(items), batch.base)
 
 
 def _ids(batch: Batch) -> set[CheckpointId]:

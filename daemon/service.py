@@ -21,7 +21,9 @@ import structlog
 from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId, Health, Record
 from ckptd.catalog.index import index_of, write_index
+from ckptd.catalog.matching import Lines
 from ckptd.catalog.roots import Root, resolve_roots
+from ckptd.catalog.search_text import TEXT_VERSION
 from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Batch, Catalog, Tombstone
 from ckptd.catalog.verification import apply
@@ -96,6 +98,7 @@ class Service:
         self._errors: collections.deque[RecentError] = collections.deque(maxlen=RECENT_ERRORS)
         loaded = state.load()
         self.catalog = Catalog(loaded.instance)
+        self.lines: Lines | None = state.texts
         self.catalog.load(loaded.records, loaded.tombstones, loaded.revision, loaded.floor)
         self._tally = Tally(self.catalog)
         self.catalog.on_publish(self._tally.publish)
@@ -282,6 +285,7 @@ class Service:
             fast_path_count=self._build.known,
             slow_path_count=self._build.inspected,
             pending=0 if pipeline is None else pipeline.pending,
+            search=self._search_status(),
             writing_sidecars=self._sidecars.pending,
             skipped_sidecars=self._sidecars.skipped,
             skipped_links=sum(tree.skipped_links for tree in self._trees.values()),
@@ -328,6 +332,15 @@ class Service:
             "workers": 0 if self._pool is None else self._pool.queued,
             "sidecars": self._sidecars.pending,
         }
+
+    def _search_status(self) -> str:
+        if not self._journal.durable:
+            return "entries only, where they are new: the state, which holds all else, cannot be written"
+        if self._judging:
+            return "partial: hyper-parameters and configs are being gathered anew"
+        if not self._state.texts.is_indexed:
+            return "full, but slow: this build of SQLite has no FTS5"
+        return "full"
 
     def _verifier_status(self) -> VerifierStatus:
         known = VerifierStatus(level=self.settings.verify.value)
@@ -602,9 +615,10 @@ class Service:
 
 
 def judged_by(settings: Settings, roots: Sequence[Root]) -> str:
-    """A digest of what is asked of checkpoints besides what is in them: the architectures known, the keys required."""
+    """A digest of what is asked of checkpoints besides what is in them: the architectures known, the keys required;
+    and of how what is searched is put together."""
     required = {root.name: settings.required_at(root.path) for root in roots}
-    asked = [table_digest(settings.architectures), required]
+    asked = [table_digest(settings.architectures), required, TEXT_VERSION]
     return hashlib.blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=16).hexdigest()
 
 

@@ -97,6 +97,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     writing_sidecars: int = 0
     skipped_sidecars: int = 0
     skipped_links: int = 0
+    search: str = "full"
+    """What full-text search finds: `full`, or what is missing and why."""
     state_durable: bool = True
     """False while the state cannot be written; the catalog is then served from memory alone."""
     cache_hit_rate: float | None = None

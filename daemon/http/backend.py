@@ -5,6 +5,7 @@ from typing import Protocol
 
 from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId
+from ckptd.catalog.matching import Lines
 from ckptd.catalog.store import Catalog
 
 from ..metrics import Metrics
@@ -26,6 +27,8 @@ class Backend(Protocol):
     """The service as seen from HTTP. Everything is called on the event loop's thread."""
 
     catalog: Catalog
+    lines: Lines | None
+    """What is searched besides entries; None: nothing."""
     settings: Settings
     hub: EventHub
     """The live stream; the service runs and closes it."""

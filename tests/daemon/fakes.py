@@ -11,6 +11,7 @@ import httpx
 
 from ckptd.catalog.description import CheckpointMetadata, Description
 from ckptd.catalog.entry import CheckpointId, Record
+from ckptd.catalog.matching import Lines
 from ckptd.catalog.store import Catalog, Change
 from ckptd.daemon.http import AccessPolicy, CatalogApp, EventHub, build_app
 from ckptd.daemon.http.backend import RebuildMode
@@ -31,6 +32,7 @@ class FakeBackend:
 
     def __init__(self, settings: Settings, catalog: Catalog | None = None, **hub_options: Any) -> None:
         self.catalog = Catalog("testing") if catalog is None else catalog  # an empty one is false
+        self.lines: Lines | None = None
         self.settings = settings
         self.metrics = Metrics()
         self.hub = EventHub(self.catalog, complete_as_of=lambda: COMPLETE_AS_OF, **hub_options)
