@@ -93,7 +93,7 @@ class StatusCollector(Collector):
             "ckptd_worker_crashes", "Worker processes that died on a file.", status.worker_crashes
         )
         build = GaugeMetricFamily("ckptd_build_info", "1; the labels say what runs.", labels=("version", "python"))
-        build.add_metric((_VERSION, platform.python_version()), 1)
+        build.add_metric((VERSION, platform.python_version()), 1)
         yield build
 
 
@@ -226,5 +226,5 @@ def _version() -> str:
         return "unknown"
 
 
-_VERSION = _version()
+VERSION = _version()
 """Read once, before there is a loop that would wait for the disk."""

@@ -65,6 +65,11 @@ class DescribeOutcome(enum.StrEnum):
 class RequestCounts(msgspec.Struct):
     """What was answered since the start, as health shows it."""
 
+    answered: int = 0
+    failed: int = 0
+    """Of those, the ones with a status of 500 or more."""
+    seconds: float = 0.0
+    """That they took together."""
     not_modified: int = 0
     cacheable: int = 0
     """Answers that carry an `ETag`, 304 or not."""
@@ -183,6 +188,9 @@ class Metrics:
         known_method = method if method in _METHODS else "other"
         self._requests.labels(route, known_method, f"{status // 100}xx").observe(seconds)
         self._response_bytes.inc(size_bytes)
+        self.counts.answered += 1
+        self.counts.failed += status >= 500
+        self.counts.seconds += seconds
         if cache is not None:
             self._cache.labels(cache.value).inc()
             self.counts.cacheable += 1

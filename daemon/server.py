@@ -16,10 +16,12 @@ from ckptd.catalog.roots import RootError
 from ckptd.catalog.state import StateError, StateLocked
 
 from . import sockets
+from .figures import Sources, send_figures
 from .http.app import build_app
 from .http.backend import RebuildMode
 from .http.connections import HttpConfig, HttpServer, Limits
 from .http.security import AccessError, AccessPolicy
+from .logging import tell_repeats
 from .loop import new_event_loop
 from .service import Service
 from .settings import Settings
@@ -30,6 +32,8 @@ DRAIN_S = 4.0
 """How long a clean stop may take before what is left is cut off."""
 OWN_DESCRIPTORS = 512
 """Kept for files: checkpoints that are read, directories that are swept, the state."""
+REPEATS_TOLD_S = 10.0
+"""How often the log is asked for floods that are over."""
 TRACKED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -90,6 +94,8 @@ async def _serve(
             access.announce(listeners.url, log)
             notifier.ready(f"serving {len(service.catalog)} checkpoints at {listeners.url}")
             tasks.start_soon(_feed_watchdog, notifier)
+            tasks.start_soon(_tell_repeats)
+            tasks.start_soon(_send_figures, service, log)
             await stop.wait()
             notifier.stopping()
             with anyio.move_on_after(DRAIN_S):
@@ -137,6 +143,23 @@ async def _feed_watchdog(notifier: Notifier) -> None:
     while True:
         notifier.watchdog()
         await anyio.sleep(notifier.watchdog_s / 3)
+
+
+async def _tell_repeats() -> None:
+    """Floods that are over are told also where nothing is logged after them."""
+    while True:
+        await anyio.sleep(REPEATS_TOLD_S)
+        tell_repeats()
+
+
+async def _send_figures(service: Service, log: structlog.stdlib.BoundLogger) -> None:
+    settings = service.settings
+    if settings.wandb_project is None:
+        return
+    sources = Sources(service.status, lambda: service.hub.counts, service.metrics.counts, service.metrics.loop)
+    await send_figures(
+        settings.wandb_project, sources, every_s=settings.wandb_every_s, directory=settings.state_dir, log=log
+    )
 
 
 def _max_connections(settings: Settings, log: structlog.stdlib.BoundLogger) -> int:

@@ -31,6 +31,9 @@ def run(options: argparse.Namespace) -> int:
     )
     zygote = launch_zygote(ZYGOTE_COMMAND, limits)
     from ..logging import configure
+    from ..reporting import reporting_errors
     from ..server import run as serve
 
-    return serve(settings, configure(settings), zygote)
+    log = configure(settings)
+    with reporting_errors(settings.sentry_dsn, log):
+        return serve(settings, log, zygote)
