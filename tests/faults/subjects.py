@@ -1,10 +1,16 @@
 """Subjects of the fault campaign: one intact checkpoint of every format, written by the libraries that people use."""
 
+import contextlib
 import io
 import json
 import pathlib
+import pickle
+import re
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
+from unittest import mock
 
 import safetensors.torch
 import torch
@@ -150,10 +156,49 @@ def saved_bytes(value: Any) -> bytes:
 
 
 def legacy_bytes(value: Any) -> bytes:
-    """The bytes that `torch.save` wrote before version 1.6."""
+    """The bytes that `torch.save` wrote before version 1.6, the same in each run.
+
+    torch names storages by their addresses, and writes them in the order of these names.
+    """
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    stream = io.BytesIO(data)
+    for _ in range(3):
+        pickle.load(stream)
+    begin = stream.tell()
+    sizes = _storage_sizes(stream)
+    end = stream.tell()
+    keys = pickle.load(stream)
+    storages: dict[str, bytes] = {}
+    for key in keys:
+        storages[key] = stream.read(8 + sizes[key])
+    names = {key: f"{number:06}" for number, key in enumerate(sizes)}
+    contents = re.sub(
+        rb"X[\x0a-\x14]\0\0\0([0-9]{10,20})",  # BINUNICODE
+        lambda found: b"X\6\0\0\0" + names[found[1].decode()].encode(),
+        data[begin:end],
+    )
+    listed = pickle.dumps(list(names.values()), protocol=2)
+    return data[:begin] + contents + listed + b"".join(storages[key] for key in names)
+
+
+def _storage_sizes(stream: io.BytesIO) -> dict[str, int]:
+    """Key → bytes of each storage that the next pickle refers to, in the order of appearance."""
+    sizes: dict[str, int] = {}
+
+    class References(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> Any:
+            if pid[0] == "storage":
+                _, kind, key, _, count, *_ = pid
+                sizes[key] = count * kind.dtype.itemsize
+                return torch.storage.TypedStorage(wrap_storage=torch.UntypedStorage(sizes[key]), dtype=kind.dtype)
+            return pid[1]  # a module's class, with its source
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TypedStorage is deprecated; the format knows no other
+        References(stream).load()
+    return sizes
 
 
 def script_bytes(module: torch.jit.ScriptModule) -> bytes:
@@ -181,7 +226,7 @@ def _traced() -> torch.jit.ScriptModule:
 
 def _safetensors() -> bytes:
     weights = {**_weights(), **_wide()["state_dict"]}
-    return safetensors.torch.save(weights, metadata={"format": "pt", "note": "größe"})
+    return safetensors.torch.save(weights, metadata={"note": "größe"})  # of several keys, the order is not given
 
 
 # ---- directories -----------------------------------------------------------------------------------------------------
@@ -189,14 +234,16 @@ def _safetensors() -> bytes:
 
 def dcp_directory(name: str, value: dict[str, Any], more: Mapping[str, bytes]) -> Subject:
     """As `torch.distributed.checkpoint.save` writes in one process; `.metadata` is a plain pickle, without checksum."""
-    import tempfile
-    import warnings
-
     import torch.distributed.checkpoint as dcp
 
-    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.chdir(directory),  # the path stands in the metadata, as does the name of the save
+        mock.patch("torch.distributed.checkpoint.filesystem._generate_uuid", return_value="0" * 36),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # that there is no process group is what we want
-        dcp.save(value, checkpoint_id=directory, no_dist=True)
+        dcp.save(value, checkpoint_id=".", no_dist=True)
         written = {path.name: path.read_bytes() for path in pathlib.Path(directory).iterdir()}
     shards = {name: written[name] for name in sorted(written) if name != ".metadata"}
     members = {**shards, ".metadata": written[".metadata"], **more}
