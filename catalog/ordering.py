@@ -17,6 +17,7 @@ import msgspec
 from ckptd.validators.inspection import Level, Safety
 
 from .entry import CheckpointEntry, CheckpointId, Health, Record
+from .sorted_lists import sort_in_steps
 from .store import newest_first
 
 MAX_KEY_TEXT = 1_000
@@ -76,7 +77,7 @@ class Order(msgspec.Struct, frozen=True):
         # Both sorts are stable, so ties stay newest first.
         values = list(map(_value_getter(self.by), records))
         known = [(value, record) for value, record in zip(values, records, strict=True) if value is not None]
-        known.sort(key=operator.itemgetter(0), reverse=self.is_descending)
+        sort_in_steps(known, operator.itemgetter(0), reverse=self.is_descending)
         unknown = [record for value, record in zip(values, records, strict=True) if value is None]
         return [record for _, record in known] + unknown
 
