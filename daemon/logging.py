@@ -26,7 +26,9 @@ _TOO_CHATTY = ("httpx", "httpcore", "watchfiles", "uvicorn.access")
 """Third-party loggers whose `info` says each request or each file event."""
 
 
-def configure(settings: Settings, stream: TextIO | None = None) -> structlog.stdlib.BoundLogger:
+def configure(
+    settings: Settings, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+) -> structlog.stdlib.BoundLogger:
     """Send all logging of the process to `stream` and return ckptd's logger.
 
     The standard library's root logger is replaced at the handler that an earlier call installed, others are kept.
@@ -35,9 +37,10 @@ def configure(settings: Settings, stream: TextIO | None = None) -> structlog.std
     Args:
         settings: `log_format` and `log_level` are used.
         stream: by default stderr.
+        clock: by which repeats are counted; monotonic seconds.
     """
     stream = sys.stderr if stream is None else stream
-    handler = _Handler(stream, RateLimiter())
+    handler = _Handler(stream, RateLimiter(clock=clock))
     handler.setFormatter(_formatter(stream, settings.log_format))
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     root = logging.getLogger()

@@ -166,7 +166,6 @@ def _open(dsn: str, log: structlog.stdlib.BoundLogger, transport: Any) -> ErrorR
         include_local_variables=False,
         max_breadcrumbs=0,
         send_client_reports=False,
-        send_default_pii=False,
     )
     return ErrorReporter(client, utils.event_from_exception)
 

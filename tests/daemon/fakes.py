@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import structlog
 
 from ckptd.catalog.description import CheckpointMetadata, Description
 from ckptd.catalog.entry import CheckpointId, Record
@@ -183,10 +184,14 @@ class RawListener:
 
 @contextlib.asynccontextmanager
 async def serving(
-    backend: FakeBackend, access: AccessPolicy | None = None, uds: str | None = None, limits: Limits | None = None
+    backend: FakeBackend,
+    access: AccessPolicy | None = None,
+    uds: str | None = None,
+    limits: Limits | None = None,
+    log: structlog.stdlib.BoundLogger | None = None,
 ) -> AsyncIterator[Server]:
     """Serve the backend as the daemon does, on a free port of loopback or on a Unix socket."""
-    app = build_app(backend, access or AccessPolicy(None, hosts=frozenset({"localhost"})))
+    app = build_app(backend, access or AccessPolicy(None, hosts=frozenset({"localhost"})), log=log)
     listener = socket.socket(socket.AF_UNIX if uds else socket.AF_INET)
     listener.bind(uds or ("127.0.0.1", 0))
     server = HttpServer(HttpConfig(app, limits or Limits()))

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from ckptd.daemon.logging import REPEATS_PER_MINUTE, RateLimiter, configure
+from ckptd.daemon.logging import REPEATS_PER_MINUTE, RateLimiter, configure, tell_repeats
 from ckptd.daemon.settings import Settings
 
 
@@ -133,6 +133,41 @@ def test_after_the_minute_the_rest_is_counted_and_the_event_may_appear_again():
     assert limiter.ended() == [("a", 3)]
     assert limiter.ended() == []
     assert limiter.allow("a")
+
+
+def test_a_flood_that_is_over_is_told_also_where_nothing_is_logged_after_it():
+    now = [0.0]
+    stream = io.StringIO()
+    log = configure(Settings(), stream, clock=lambda: now[0])
+    for _ in range(REPEATS_PER_MINUTE + 1203):
+        log.warning("sidecar refused")
+    tell_repeats()
+    assert "repeated" not in stream.getvalue()
+    now[0] = 60.0
+    tell_repeats()
+    assert lines(stream)[-1]["event"] == "repeated 1,203 more times in 60 s: sidecar refused"
+    assert lines(stream)[-1]["level"] == "warning"
+    tell_repeats()
+    assert len(lines(stream)) == REPEATS_PER_MINUTE + 1
+
+
+def test_a_flood_is_told_when_the_log_ends():
+    stream = io.StringIO()
+    log = configure(Settings(), stream)
+    for _ in range(REPEATS_PER_MINUTE + 2):
+        log.warning("sidecar refused")
+    logging.getLogger().handlers[-1].close()
+    assert lines(stream)[-1]["event"] == "repeated 2 more times in 60 s: sidecar refused"
+
+
+def test_a_flood_is_told_also_when_it_had_to_make_room_for_other_events():
+    limiter = RateLimiter(limit=2, clock=lambda: 0.0)
+    for _ in range(5):
+        limiter.allow("a")
+    for number in range(1000):
+        limiter.allow(number)
+    assert limiter.ended() == [("a", 3)]
+    assert limiter.ended() == []
 
 
 def test_an_event_within_its_limit_needs_no_summary():
