@@ -11,15 +11,11 @@ from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from . import page
 from .access_log import AccessLog
 from .backend import Backend
-from .checkpoints import CheckpointRoutes
-from .compat import CompatRoutes
-from .health import HealthRoutes
+from .endpoints import EVENTS_PATH, endpoints
 from .listener import Asked
 from .observed import Observed
 from .parameters import parse_events
@@ -27,7 +23,6 @@ from .problems import ProblemError
 from .responses import offers_gzip
 from .security import AccessPolicy
 
-EVENTS_PATH = "/checkpoints/events"
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
 
@@ -60,23 +55,8 @@ class CatalogApp(Starlette):
         lifespan: Lifespan | None,
         log: structlog.stdlib.BoundLogger | None,
     ) -> None:
-        checkpoints = CheckpointRoutes(backend)
-        compat = CompatRoutes(checkpoints)
-        health = HealthRoutes(backend)
-        routes = [
-            Route("/", page.index),
-            Route("/checkpoints", checkpoints.list),
-            Route("/checkpoints/stream", checkpoints.stream),
-            Route("/checkpoints/{id}", checkpoints.detail),
-            Route("/checkpoints/{id}/tensors", checkpoints.tensors),
-            Route("/api/inference/checkpoints", compat.list),
-            Route("/api/inference/checkpoints/stream", compat.stream),
-            Route("/api/v1/checkpoints", compat.list),
-            Route("/rebuild", checkpoints.rebuild, methods=["POST"]),
-            Route("/health", health.live),
-            Route("/health/checkpoints", health.checkpoints),
-            Route("/metrics", health.metrics),
-        ]
+        self.endpoints = endpoints(backend, access)
+        routes = [endpoint.route() for endpoint in self.endpoints]
         handlers: dict[Any, Any] = {ProblemError: _problem, HTTPException: _http_problem, Exception: _internal_error}
         super().__init__(routes=routes, exception_handlers=handlers, lifespan=lifespan)
         self.router.redirect_slashes = False
@@ -93,11 +73,9 @@ class CatalogApp(Starlette):
         path = route_path(scope)
         try:
             early = self._admit(scope, path)
-            if early is None and path == EVENTS_PATH:
-                if scope["method"] == "GET":
-                    await self._live(scope, receive, send)
-                    return
-                early = _events_other_method(scope["method"])
+            if early is None and path == EVENTS_PATH and scope["method"] == "GET":
+                await self._live(scope, receive, send)
+                return
         except ProblemError as problem:
             early = problem.response()
         await self._answer(early or super().__call__, scope, receive, send)
@@ -146,18 +124,6 @@ def route_path(scope: Scope) -> str:
     return path
 
 
-def _events_other_method(method: str) -> Response:
-    if method != "HEAD":
-        raise ProblemError(
-            405,
-            f"{EVENTS_PATH} does not take {method}",
-            remedy="use GET",
-            field="method",
-            headers={"Allow": "GET, HEAD"},
-        )
-    return Response(headers={"Cache-Control": "no-store"}, media_type="text/event-stream")
-
-
 async def _problem(_: Request, problem: ProblemError) -> Response:
     return problem.response()
 
@@ -172,7 +138,8 @@ async def _http_problem(request: Request, error: HTTPException) -> Response:
             request.url.path,
         )
     else:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))  # of a set
+        error.headers = {"Allow": allowed}
         remedy = f"use {allowed}" if allowed else "see / for the endpoints"
         detail, field, value = f"{request.url.path}: {error.detail.lower()}", "method", request.method
     problem = ProblemError(

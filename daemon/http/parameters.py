@@ -6,23 +6,37 @@ from typing import Any
 from starlette.datastructures import QueryParams
 
 from ckptd.catalog.entry import Health
-from ckptd.catalog.query import MAX_PAGE_SIZE, SORT_FIELDS, Query, QueryError, filter_hash
-from ckptd.validators.inspection import Safety
+from ckptd.catalog.facets import FACETS
+from ckptd.catalog.query import FORMATS, MAX_PAGE_SIZE, SORT_FIELDS, Query, QueryError
+from ckptd.validators.findings import CATALOGUE
+from ckptd.validators.inspection import Level, Safety
 
 from .backend import RebuildMode
-from .frames import View
 from .parameter_types import Parameter, bounds, choice, choices, flag, integer, moment, read_parameters, text
 from .problems import ProblemError
 
+_REPEATED = "; sent several times, any of them"
 _NOT_SORTABLE = ["path_base64", "metrics", "dtypes", "findings"]
 FILTERS = (
-    text("q", "words that must all occur in the path, display name or experiment name; case does not matter"),
-    text("exp_name", "the experiment's name", examples=("dbnet_resnet18",)),
-    text("architecture", "the architecture's name", examples=("dbnet",)),
+    text(
+        "q",
+        "terms that must all hold, case does not matter. A word is found inside of words of path, name and experiment, "
+        "and as the beginning of a word of hyper-parameters and config; `resn*` only as the beginning of a word; "
+        '`"batch norm"` is a phrase; `architecture:dbnet`, `optimizer.lr:0.001`, `modified:2025-10-11..2025-10-12` are '
+        "fields and values of the config; `hmean>0.8`, `size<10MB` compare; `-last` excludes",
+        min_length=1,
+        examples=("dbnet optimizer.lr:0.001 hmean>0.8 -last",),
+    ),
+    text("exp_name", f"the experiment's name{_REPEATED}", min_length=1, repeatable=True, examples=("dbnet_resnet18",)),
+    text("architecture", f"the architecture's name{_REPEATED}", min_length=1, repeatable=True, examples=("dbnet",)),
+    choice("format", f"the file's format{_REPEATED}", FORMATS, repeatable=True),
+    choice("finding", f"the code of a finding{_REPEATED}", tuple(CATALOGUE), repeatable=True),
     moment("modified_after", "modified at this moment or later", examples=("2025-10-11T00:00:00Z",)),
     moment("modified_before", "modified before this moment"),
     choices("health", "one or more, separated by commas; without it all but `invalid`", Health),
     choices("safety", "one or more, separated by commas: what loading with `weights_only=False` could do", Safety),
+    choices("verified", "one or more, separated by commas: how far it was verified", Level),
+    flag("has_metadata", "whether its metadata is kept somewhere"),
     flag("include_invalid", "show those as well that cannot be used", examples=(True,)),
     bounds("min_", "lowest value of a metric, e.g. `min_hmean=0.8`; who does not have it does not match"),
     bounds("max_", "highest value of a metric, e.g. `max_val_loss=0.2`"),
@@ -41,7 +55,21 @@ SORTING = (
     choice("sort_order", "by default text ascending, times and numbers descending", ("asc", "desc")),
 )
 _PAGE_SIZE = integer("page_size", "entries on one page", high=MAX_PAGE_SIZE, default=50)
-LIST = (integer("page", "which page", default=1), _PAGE_SIZE, *SORTING, *FILTERS)
+MAX_CURSOR = 8_000
+"""A cursor holds the text that its list is sorted by."""
+LIST = (
+    integer("page", "which page", default=1),
+    _PAGE_SIZE,
+    text(
+        "after",
+        "`next` of the page before, instead of `page`: what follows it now, whatever came and went meanwhile",
+        min_length=1,
+        max_length=MAX_CURSOR,
+    ),
+    choices("facets", "count the values of these fields, under all other filters", FACETS, examples=(["health"],)),
+    *SORTING,
+    *FILTERS,
+)
 """Of `GET /checkpoints`."""
 STREAM = (
     integer("limit", "entries in all", high=MAX_PAGE_SIZE, default=50),
@@ -80,6 +108,14 @@ REBUILD = (
     ),
 )
 """Of `POST /rebuild`."""
+LAST_EVENT_ID = Parameter(
+    name="Last-Event-ID",
+    description="the id of the last event that was read; browsers send it by themselves",
+    schema={"type": "string"},
+    read=str,
+    wanted="an event's id",
+    location="header",
+)
 CHECKPOINT_ID = Parameter(
     name="id",
     description="a checkpoint's id: its slot, which survives overwriting the file",
@@ -130,14 +166,13 @@ def parse_rebuild(parameters: QueryParams) -> RebuildMode:
     return RebuildMode(read_parameters(parameters, REBUILD)["mode"])
 
 
-def parse_events(parameters: QueryParams) -> View:
-    """The filter of `GET /checkpoints/events`.
+def parse_events(parameters: QueryParams) -> Query:
+    """The filters of `GET /checkpoints/events`.
 
     Raises:
         ProblemError: as `parse_list`.
     """
-    query = query_of(read_parameters(parameters, EVENTS))
-    return View(filter_hash(query), query.matches)
+    return query_of(read_parameters(parameters, EVENTS))
 
 
 def query_of(values: Mapping[str, Any]) -> Query:
@@ -147,6 +182,8 @@ def query_of(values: Mapping[str, Any]) -> Query:
         ProblemError: as `parse_list`.
     """
     fields = {_FIELDS.get(name, name): value for name, value in values.items()}
+    if "facets" in fields:
+        fields["facets"] = tuple(dict.fromkeys(part.strip() for part in fields["facets"].split(",")))
     try:
         query = Query(**{name: fields[name] for name in Query.__struct_fields__ if name in fields})
         query.check()

@@ -106,6 +106,11 @@ class AccessPolicy:
         """No token is needed to read."""
         return self._token is None
 
+    @property
+    def cookie_name(self) -> str:
+        """Of the cookie that keeps a browser signed in."""
+        return self._cookie_name
+
     def link(self, url: str) -> str:
         """`url` of the page, with the token that signs a browser in."""
         return url if self._token is None else f"{url.rstrip('/')}/?{urlencode({'token': self._token})}"

@@ -247,7 +247,8 @@ async def test_pages_elsewhere_may_read_only_if_their_origin_is_named(backend: F
         asked = {"Origin": studio, "Access-Control-Request-Method": "GET"}
         preflight = await http.options("/checkpoints", headers=asked)
         assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (204, studio)
-        assert (await http.options("/checkpoints", headers=asked | {"Origin": "https://other"})).status_code == 405
+        other = await http.options("/checkpoints", headers=asked | {"Origin": "https://other"})
+        assert not [name for name in other.headers if name.startswith("access-control")]
 
 
 @pytest.mark.anyio

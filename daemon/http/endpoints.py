@@ -1,0 +1,320 @@
+"""Endpoints: every route of the catalog, declared once: who answers, what it takes, and what it answers."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .backend import Backend
+from .checkpoints import CheckpointRoutes
+from .compare import COMPARE, CSV, MARKDOWN, CompareRoutes
+from .compat import CompatRoutes
+from .endpoint import EVENT_STREAM, NO_CONTENT, Answer, Endpoint
+from .events import GZIP_HEADERS, STREAM_HEADERS
+from .health import HealthRoutes
+from .openapi import ApiDescription
+from .page import FirstPage
+from .parameters import CHECKPOINT_ID, COMPATIBLE, EVENTS, LAST_EVENT_ID, LIST, REBUILD, STREAM, parse_events
+from .responses import JSON, accepts_gzip
+from .security import AccessPolicy
+from .tensors import TENSORS
+
+EVENTS_PATH = "/checkpoints/events"
+_CACHED = ("ETag", "Cache-Control", "Vary")
+_NOT_MODIFIED = Answer(
+    status=304,
+    description="What the client has (`If-None-Match`) is what it would get.",
+    media_type=NO_CONTENT,
+    headers=_CACHED,
+)
+_LIST_NOT_MODIFIED = Answer(
+    status=304,
+    description=_NOT_MODIFIED.description,
+    media_type=NO_CONTENT,
+    headers=_CACHED,
+    may_have=("X-Complete-As-Of",),
+)
+
+
+def endpoints(backend: Backend, access: AccessPolicy) -> tuple[Endpoint, ...]:
+    """All endpoints of a service, in the order in which a request's path is compared with theirs."""
+    checkpoints = CheckpointRoutes(backend)
+    compare = _compare(CompareRoutes(backend, checkpoints))
+    catalog = (*_lists(checkpoints), compare, *_single(checkpoints), *_compatible(CompatRoutes(checkpoints)))
+    operating = (_rebuild(checkpoints), *_health(HealthRoutes(backend)))
+    description = ApiDescription(access)
+    first = FirstPage()
+    declared = (_first(first), *catalog, *operating, _openapi(description))
+    description.of(declared)
+    first.shows(declared)
+    return declared
+
+
+def _lists(checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            path="/checkpoints",
+            handler=checkpoints.list,
+            name="list_checkpoints",
+            summary="one page of the catalog, newest first; filter, sort and search by parameters",
+            parameters=LIST,
+            answers=(
+                Answer(
+                    description="One page of entries.",
+                    model="CheckpointPage",
+                    headers=_CACHED,
+                    may_have=("X-Complete-As-Of", "Content-Encoding"),
+                    example="list",
+                ),
+                _LIST_NOT_MODIFIED,
+            ),
+        ),
+        Endpoint(
+            path="/checkpoints/stream",
+            handler=checkpoints.stream,
+            name="stream_checkpoints",
+            summary="the list as server-sent events that end",
+            description="`batch` events, then `complete`, and the response ends.",
+            parameters=STREAM,
+            answers=(
+                Answer(
+                    description="Unnamed events; the data of each is one JSON object.",
+                    media_type=EVENT_STREAM,
+                    model="EndingMessage",
+                    headers=("Cache-Control", "Vary", "X-Accel-Buffering"),
+                    may_have=("Content-Encoding",),
+                    example="stream",
+                ),
+            ),
+        ),
+        Endpoint(
+            path=EVENTS_PATH,
+            handler=_live_stream_head,
+            name="watch_checkpoints",
+            summary="the live stream: a snapshot, then every change",
+            description="`reset`, `batch`…, `complete`; then `upsert`, `delete`, `heartbeat` and more, until `bye`. "
+            "Whoever returns with the last event's id gets `resumed` and what it missed. A cursor is never refused: of "
+            "any doubt about it the answer is `reset` and a snapshot.",
+            parameters=(*EVENTS, LAST_EVENT_ID),
+            answers=(
+                Answer(
+                    description="Unnamed events; the data of each is one JSON object. Does not end by itself.",
+                    media_type=EVENT_STREAM,
+                    model="LiveMessage",
+                    headers=("Cache-Control", "X-Accel-Buffering"),
+                    may_have=("Content-Encoding", "Vary"),
+                    example="events",
+                ),
+            ),
+        ),
+    )
+
+
+def _compare(compare: CompareRoutes) -> Endpoint:
+    forms = (("Two to four checkpoints side by side.", JSON, "Comparison"), ("A table.", CSV, None))
+    return Endpoint(
+        path="/checkpoints/compare",
+        handler=compare.compare,
+        name="compare_checkpoints",
+        summary="two to four checkpoints side by side, as JSON, CSV or Markdown",
+        description="Tensors are aligned by name. `same` and `changed` are certain only as far as recorded checksums "
+        "say; everything else of equal shape and type is `unknown`.",
+        parameters=COMPARE,
+        answers=(
+            *(
+                Answer(
+                    description=description,
+                    media_type=form,
+                    model=model,
+                    headers=_CACHED,
+                    may_have=("Content-Encoding",),
+                )
+                for description, form, model in (*forms, ("A report.", MARKDOWN, None))
+            ),
+            _NOT_MODIFIED,
+        ),
+        problems=(404, 406, 410),
+    )
+
+
+def _single(checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            path="/checkpoints/{id}",
+            handler=checkpoints.detail,
+            name="get_checkpoint",
+            summary="everything known of one checkpoint, with its findings and what to do about them",
+            parameters=(CHECKPOINT_ID,),
+            answers=(
+                Answer(
+                    description="The entry, and what its description adds, where one is kept.",
+                    model="CheckpointDetail",
+                    headers=_CACHED,
+                    may_have=("Content-Encoding",),
+                    example="detail",
+                ),
+                _NOT_MODIFIED,
+            ),
+            problems=(404, 410),
+        ),
+        Endpoint(
+            path="/checkpoints/{id}/tensors",
+            handler=checkpoints.tensors,
+            name="list_tensors",
+            summary="its tensor table, or a piece of it",
+            parameters=(CHECKPOINT_ID, *TENSORS),
+            answers=(
+                Answer(
+                    description="The tensors as the file describes them; nothing of their data was read.",
+                    model="TensorTable",
+                    headers=_CACHED,
+                    may_have=("Content-Encoding",),
+                    example="tensors",
+                ),
+                _NOT_MODIFIED,
+            ),
+            problems=(404, 410),
+        ),
+    )
+
+
+def _compatible(compat: CompatRoutes) -> tuple[Endpoint, ...]:
+    shown = Answer(
+        description="A bare array; with `page`, one page in the envelope of `/checkpoints`.",
+        model="CompatibleList",
+        headers=_CACHED,
+        may_have=("X-Complete-As-Of", "Content-Encoding"),
+        example="compatible",
+    )
+    stream = Answer(
+        description="As `/checkpoints/stream`, with these field names.",
+        media_type=EVENT_STREAM,
+        model="CompatibleMessage",
+        headers=("Cache-Control", "Vary", "X-Accel-Buffering"),
+        may_have=("Content-Encoding",),
+    )
+    return (
+        Endpoint(
+            path="/api/inference/checkpoints",
+            handler=compat.list,
+            name="list_inference_checkpoints",
+            summary="the newest checkpoints, with the field names of existing studios",
+            parameters=COMPATIBLE,
+            answers=(shown, _LIST_NOT_MODIFIED),
+            tag="compatible",
+        ),
+        Endpoint(
+            path="/api/inference/checkpoints/stream",
+            handler=compat.stream,
+            name="stream_inference_checkpoints",
+            summary="the same as server-sent events that end",
+            parameters=STREAM,
+            answers=(stream,),
+            tag="compatible",
+        ),
+        Endpoint(
+            path="/api/v1/checkpoints",
+            handler=compat.list,
+            name="list_v1_checkpoints",
+            summary="as /api/inference/checkpoints",
+            parameters=COMPATIBLE,
+            answers=(shown, _LIST_NOT_MODIFIED),
+            tag="compatible",
+        ),
+    )
+
+
+def _rebuild(checkpoints: CheckpointRoutes) -> Endpoint:
+    accepted = Answer(
+        status=202,
+        description="It has begun; the live stream says `rebuilt` with this token when it is done.",
+        model="RebuildAccepted",
+        headers=("Cache-Control",),
+        example="rebuild",
+    )
+    return Endpoint(
+        method="POST",
+        path="/rebuild",
+        handler=checkpoints.rebuild,
+        name="rebuild",
+        summary="look at the whole tree again",
+        description="A body is not looked at. Browsers may send it from the catalog's own page only.",
+        parameters=REBUILD,
+        answers=(accepted,),
+        tag="service",
+    )
+
+
+def _health(health: HealthRoutes) -> tuple[Endpoint, ...]:
+    return (
+        Endpoint(
+            path="/health",
+            handler=health.live,
+            name="get_liveness",
+            summary="the process answers",
+            answers=(Answer(description="It does.", model="Liveness", headers=("Cache-Control",), example="liveness"),),
+            is_public=True,
+            tag="service",
+        ),
+        Endpoint(
+            path="/health/checkpoints",
+            handler=health.checkpoints,
+            name="get_health",
+            summary="how far the catalog can be trusted, and why",
+            answers=(
+                Answer(
+                    description="Always 200: the answer is in the body.",
+                    model="CatalogHealth",
+                    headers=("Cache-Control",),
+                    example="health",
+                ),
+            ),
+            tag="service",
+        ),
+        Endpoint(
+            path="/metrics",
+            handler=health.metrics,
+            name="get_metrics",
+            summary="metrics for Prometheus",
+            answers=(
+                Answer(description="Prometheus' text format.", media_type="text/plain", headers=("Cache-Control",)),
+            ),
+            tag="service",
+        ),
+    )
+
+
+def _first(page: FirstPage) -> Endpoint:
+    return Endpoint(
+        path="/",
+        handler=page.index,
+        name="get_page",
+        summary="the page",
+        answers=(Answer(description="For people.", media_type="text/html", headers=("Cache-Control",)),),
+        tag="service",
+    )
+
+
+def _openapi(description: ApiDescription) -> Endpoint:
+    return Endpoint(
+        path="/openapi.json",
+        handler=description.answer,
+        name="get_openapi",
+        summary="this description of the API",
+        answers=(
+            Answer(
+                description="OpenAPI 3.1.",
+                model="OpenApiDocument",
+                headers=_CACHED,
+                may_have=("Content-Encoding",),
+            ),
+            _NOT_MODIFIED,
+        ),
+        tag="service",
+    )
+
+
+async def _live_stream_head(request: Request) -> Response:
+    """What a GET would begin with; GET itself goes straight to the hub, ahead of the routes."""
+    parse_events(request.query_params)
+    response = Response()
+    response.raw_headers = [*(GZIP_HEADERS if accepts_gzip(request) else STREAM_HEADERS)]
+    return response
