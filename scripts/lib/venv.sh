@@ -35,10 +35,12 @@ install_torch() {
 
 # timm requires torchvision, of which there is no build for every CPU torch; building models needs none of it.
 install_timm() {
-  local pin
-  pin="$(grep -E '^timm==' "$repo/constraints.txt")"
-  if "$venv/bin/python" -c 'import importlib.metadata as m; m.version("timm")' 2>/dev/null; then return; fi
-  "$venv/bin/pip" install -qq --no-deps "$pin" || die "$pin could not be installed; see pip's message above"
+  local pins
+  mapfile -t pins < <(grep -E '^(timm|pillow)==' "$repo/constraints.txt")
+  if "$venv/bin/python" -c 'import importlib.metadata as m; m.version("timm"), m.version("pillow")' 2>/dev/null; then
+    return
+  fi
+  "$venv/bin/pip" install -qq --no-deps "${pins[@]}" || die "${pins[*]}: could not be installed; see pip's message above"
 }
 
 ensure_venv() {
