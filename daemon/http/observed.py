@@ -19,7 +19,8 @@ class Observed:
 
     def __init__(self, scope: Scope, send: Send, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self.scope = scope
-        self.status = 500
+        self.status: int | None = None
+        """HTTP status; None while nothing was answered."""
         self.size_bytes = 0
         self._started_at = time.perf_counter()
         self._send = send
@@ -61,6 +62,8 @@ class Observed:
             log: see there.
             route: its route's template, where none of the application's routes was asked.
         """
+        if self.status is None:
+            return  # cut off, as at the end of a drain: whatever fails is answered
         found = self.scope.get("route")
         route = route or (found.path if isinstance(found, Route) else NO_ROUTE)
         seconds, method = self.seconds, self.scope["method"]

@@ -1,6 +1,7 @@
 """Figures for W&B: rates over the time between two sets, numbers only, and a wandb that fails costs nothing."""
 
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from ckptd.daemon.loop import LoopMonitor
 from ckptd.daemon.metrics import CacheUse, Metrics, RequestCounts
 from ckptd.daemon.status import CatalogStatus, Status, VerifierStatus
 from tests.daemon.fakes import DEADLINE_S, until
+from tests.service.daemons import Daemon, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -136,6 +138,35 @@ async def test_without_wandb_the_operator_is_told_once_and_nothing_else_happens(
         await _send(sources, 0.01, str(tmp_path), log)
     ((_, _, fields),) = log.calls
     assert "pip install wandb" in fields["remedy"]
+
+
+_WANDB = """
+import json, os
+def Settings(**options): return options
+class Run:
+    def log(self, figures):
+        with open(os.path.join(self.dir, "sets"), "a") as file:
+            file.write(json.dumps(figures) + chr(10))
+    def finish(self): open(os.path.join(self.dir, "finished"), "x").close()
+def init(**options):
+    run = Run()
+    run.dir = options["dir"]
+    return run
+"""
+
+
+def test_a_daemon_sends_them_and_finishes_its_run(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules, outputs, state = tmp_path / "modules", tmp_path / "outputs", tmp_path / "state"
+    modules.mkdir()
+    outputs.mkdir()
+    (modules / "wandb.py").write_text(_WANDB)
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    sets = state / "sets"
+    with Daemon(outputs, state, wandb_project="lab", wandb_every_s=1) as daemon:
+        eventually(lambda: sets.exists() and sets.read_text().endswith("\n"), "a set is sent")
+        assert daemon.stop() == 0
+    assert json.loads(sets.read_text().splitlines()[0])["catalog/metadata_coverage"] == 1.0
+    assert (state / "finished").exists()
 
 
 @pytest.mark.slow

@@ -252,6 +252,35 @@ async def test_a_scrape_is_put_together_in_another_thread(tmp_path: Any) -> None
 
 
 @pytest.mark.anyio
+async def test_a_request_that_is_cut_off_before_its_answer_is_no_error(tmp_path: Any) -> None:
+    """As at the end of a drain. It was counted as one that failed inside."""
+    backend = FakeBackend(Settings(roots=(str(tmp_path),), state_dir=str(tmp_path / "state")))
+    checkpoint_id = backend.put("a.ckpt")
+    asked = anyio.Event()
+
+    async def hanging(_: object) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    backend.description = hanging  # type: ignore[method-assign, assignment]
+    async with serving(backend) as server, server.client() as http, anyio.create_task_group() as tasks:
+        await http.get("/health")
+
+        async def ask() -> None:
+            transport = httpx.ASGITransport(server.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as inside:
+                await inside.get(f"/checkpoints/{checkpoint_id}")
+
+        tasks.start_soon(ask)
+        await asked.wait()
+        tasks.cancel_scope.cancel()
+    backend.metrics.take()
+    samples = samples_of(backend.metrics.exposition().decode())
+    assert total(samples, "ckptd_http_request_duration_seconds_count", status="2xx") == 1
+    assert total(samples, "ckptd_http_request_duration_seconds_count", status="5xx") == 0
+
+
+@pytest.mark.anyio
 async def test_a_commit_that_fails_is_counted_as_such(tmp_path: pathlib.Path) -> None:
     metrics, catalog = Metrics(), Catalog("testing")
     with contextlib.closing(State.open(str(tmp_path / "state"), boot_id="boot", clock=lambda: 0.0)) as state:

@@ -20,6 +20,7 @@ from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
 from ckptd.daemon.reporting import REPORTS_PER_MINUTE, WITHHELD, reporting_errors, without_foreign_text
+from ckptd.daemon.settings import SettingsError, load_settings
 from tests.service.daemons import DEADLINE_S, Daemon, eventually
 
 DSN = "https://public@sentry.invalid/42"
@@ -178,6 +179,15 @@ def test_without_the_sdk_the_operator_is_told_and_the_service_goes_on(
 )
 def test_a_message_is_cut_down_to_our_own_words(message: str, told: str) -> None:
     assert without_foreign_text(message) == told
+
+
+def test_the_dsn_is_the_setting_else_sentry_s_own_variable_and_a_wrong_one_is_refused(tmp_path: pathlib.Path) -> None:
+    env = {"STATE_DIRECTORY": str(tmp_path), "SENTRY_DSN": DSN}
+    assert load_settings({}, env).sentry_dsn == DSN
+    assert load_settings({"sentry_dsn": "https://k@other.invalid/o/7"}, env).sentry_dsn == "https://k@other.invalid/o/7"
+    assert load_settings({}, {"STATE_DIRECTORY": str(tmp_path)}).sentry_dsn is None
+    with pytest.raises(SettingsError, match=r"sentry_dsn: 'sentry\.invalid' .*is not a DSN such as"):
+        load_settings({"sentry_dsn": "sentry.invalid"}, env)
 
 
 class _Sentry(http.server.ThreadingHTTPServer):
