@@ -1,13 +1,14 @@
 """Endpoint: one route as it is declared, for whoever serves it and for whoever documents it."""
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from .parameter_types import Parameter
+from .problems import ProblemError
 from .responses import JSON
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -33,6 +34,8 @@ class Answer:
     """Names of `openapi.HEADERS` that are there sometimes."""
     example: str | None = None
     """Name in `examples.json`."""
+    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names of endpoints that take an `id` → where in the body it is, as a JSON pointer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,22 @@ class Endpoint:
 
         async def handle(request: Request) -> Response:
             if request.method == "OPTIONS":
+                self._check_path(request)
                 return Response(status_code=204, headers={"Allow": self.allow, "Cache-Control": "no-store"})
             return await self.handler(request)
 
         return Route(self.path, handle, name=self.name, methods=list(self.methods))
+
+    def _check_path(self, request: Request) -> None:
+        for parameter in self.parameters:
+            if parameter.location == "path":
+                try:
+                    parameter.read(request.path_params[parameter.name])
+                except ValueError:
+                    raise ProblemError(
+                        404,
+                        "there can be nothing at this path",
+                        remedy=f"use {parameter.wanted}",
+                        field=parameter.name,
+                        value=request.path_params[parameter.name],
+                    ) from None

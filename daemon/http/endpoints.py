@@ -1,8 +1,11 @@
 """Endpoints: every route of the catalog, declared once: who answers, what it takes, and what it answers."""
 
+import functools
+
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..settings import Settings
 from .backend import Backend
 from .checkpoints import CheckpointRoutes
 from .compare import COMPARE, CSV, MARKDOWN, CompareRoutes
@@ -38,7 +41,7 @@ def endpoints(backend: Backend, access: AccessPolicy) -> tuple[Endpoint, ...]:
     """All endpoints of a service, in the order in which a request's path is compared with theirs."""
     checkpoints = CheckpointRoutes(backend)
     compare = _compare(CompareRoutes(backend, checkpoints))
-    catalog = (*_lists(checkpoints), compare, *_single(checkpoints), *_compatible(CompatRoutes(checkpoints)))
+    catalog = (*_lists(backend, checkpoints), compare, *_single(checkpoints), *_compatible(CompatRoutes(checkpoints)))
     operating = (_rebuild(checkpoints), *_health(HealthRoutes(backend)))
     description = ApiDescription(access)
     first = FirstPage()
@@ -48,7 +51,7 @@ def endpoints(backend: Backend, access: AccessPolicy) -> tuple[Endpoint, ...]:
     return declared
 
 
-def _lists(checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
+def _lists(backend: Backend, checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
     return (
         Endpoint(
             path="/checkpoints",
@@ -63,6 +66,7 @@ def _lists(checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
                     headers=_CACHED,
                     may_have=("X-Complete-As-Of", "Content-Encoding"),
                     example="list",
+                    links={"get_checkpoint": "/checkpoints/0/id", "list_tensors": "/checkpoints/0/id"},
                 ),
                 _LIST_NOT_MODIFIED,
             ),
@@ -87,7 +91,7 @@ def _lists(checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
         ),
         Endpoint(
             path=EVENTS_PATH,
-            handler=_live_stream_head,
+            handler=functools.partial(_live_stream_head, heartbeat_header(backend.settings)),
             name="watch_checkpoints",
             summary="the live stream: a snapshot, then every change",
             description="`reset`, `batch`…, `complete`; then `upsert`, `delete`, `heartbeat` and more, until `bye`. "
@@ -99,7 +103,7 @@ def _lists(checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
                     description="Unnamed events; the data of each is one JSON object. Does not end by itself.",
                     media_type=EVENT_STREAM,
                     model="LiveMessage",
-                    headers=("Cache-Control", "X-Accel-Buffering"),
+                    headers=("Cache-Control", "X-Accel-Buffering", "X-Heartbeat-Interval"),
                     may_have=("Content-Encoding", "Vary"),
                     example="events",
                 ),
@@ -150,6 +154,7 @@ def _single(checkpoints: CheckpointRoutes) -> tuple[Endpoint, ...]:
                     headers=_CACHED,
                     may_have=("Content-Encoding",),
                     example="detail",
+                    links={"list_tensors": "/id"},
                 ),
                 _NOT_MODIFIED,
             ),
@@ -312,9 +317,14 @@ def _openapi(description: ApiDescription) -> Endpoint:
     )
 
 
-async def _live_stream_head(request: Request) -> Response:
+def heartbeat_header(settings: Settings) -> tuple[bytes, bytes]:
+    """How often the live stream says that it lives."""
+    return b"x-heartbeat-interval", b"%g" % settings.heartbeat_s
+
+
+async def _live_stream_head(heartbeat: tuple[bytes, bytes], request: Request) -> Response:
     """What a GET would begin with; GET itself goes straight to the hub, ahead of the routes."""
     parse_events(request.query_params)
     response = Response()
-    response.raw_headers = [*(GZIP_HEADERS if accepts_gzip(request) else STREAM_HEADERS)]
+    response.raw_headers = [*(GZIP_HEADERS if accepts_gzip(request) else STREAM_HEADERS), heartbeat]
     return response

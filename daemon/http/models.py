@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema
 from ckptd.catalog import compare
 from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointEntry
+from ckptd.catalog.query import Page
 from ckptd.catalog.store import DeleteReason
 from ckptd.validators.inspection import Inspection
 
@@ -111,6 +112,10 @@ def _may_be_unset(annotation: Any) -> bool:
     return msgspec.UnsetType in typing.get_args(annotation)
 
 
+def _without_none(annotation: Any) -> Any:
+    return functools.reduce(lambda a, b: a | b, [a for a in typing.get_args(annotation) if a is not types.NoneType])
+
+
 def _wire_type(annotation: Any) -> Any:
     """The same type with structs as their models, arrays as lists, and without what is never written."""
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
@@ -135,35 +140,6 @@ class Wire(pydantic.BaseModel):
     model_config = _STRICT
 
 
-class CheckpointPage(Wire):
-    """One page of what matches."""
-
-    checkpoints: list[Encoded[CheckpointEntry]]
-    total: int
-    """Matching checkpoints on all pages."""
-    page: int
-    page_size: int
-    total_pages: int
-    """0 when nothing matches. A page beyond the last is empty, not an error: entries may have gone meanwhile."""
-    revision: int
-    """Of the catalog, as the page shows it."""
-
-
-class CompatiblePage(Wire):
-    """One page, with the field names of existing studios."""
-
-    checkpoints: list[Encoded[CompatEntry]]
-    total: int
-    page: int
-    page_size: int
-    total_pages: int
-    revision: int
-
-
-CompatibleList = list[Encoded[CompatEntry]] | CompatiblePage
-"""An array, or the envelope where a page was asked for."""
-
-
 def _detail() -> type[pydantic.BaseModel]:
     """An entry, and what its description adds, where one is kept."""
     members = members_of(CheckpointEntry)
@@ -182,10 +158,36 @@ def _health() -> type[pydantic.BaseModel]:
     return _model("CatalogHealth", _health.__doc__, members)
 
 
+def _page() -> type[pydantic.BaseModel]:
+    """One page of what matches."""
+    entries: Any = (list[Encoded[CheckpointEntry]], ...)
+    members = {"checkpoints": entries} | members_of(Page, *_PAGE) | members_of(Page, "facets", optional=True)
+    annotation, field = members["facets"]
+    members["facets"] = (_without_none(annotation), field)
+    return _model("CheckpointPage", _page.__doc__, members)
+
+
+_PAGE = ("total", "page", "page_size", "total_pages", "revision", "next")
+CheckpointPage = _page()
 CheckpointDetail = _detail()
 TensorTable = model_of(tensors.TensorTable)
 Comparison = model_of(compare.Comparison)
 CatalogHealth = _health()
+
+
+class CompatiblePage(Wire):
+    """One page, with the field names of existing studios."""
+
+    checkpoints: list[Encoded[CompatEntry]]
+    total: int
+    page: int
+    page_size: int
+    total_pages: int
+    revision: int
+
+
+CompatibleList = list[Encoded[CompatEntry]] | CompatiblePage
+"""An array, or the envelope where a page was asked for."""
 
 
 class Liveness(Wire):

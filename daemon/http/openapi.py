@@ -33,6 +33,7 @@ HEADERS = {
     "Vary": "Request headers that the answer depends on.",
     "WWW-Authenticate": "How to prove that one may read.",
     "X-Accel-Buffering": "`no`: has nginx pass events on at once.",
+    "X-Heartbeat-Interval": "Seconds between two heartbeats; a stream that is silent for 2.5 of them is dead.",
     "X-Complete-As-Of": "Nothing that was on disk by then is missing; RFC 3339. Not there before a first sweep ended.",
 }
 _PROBLEMS = {
@@ -153,11 +154,12 @@ class _Operations:
         allowed = Answer(
             status=204, description=endpoint.allow, media_type=NO_CONTENT, headers=("Allow", "Cache-Control")
         )
+        of_path = {404 for parameter in endpoint.parameters if parameter.location == "path"}
         return {
             "operationId": f"{endpoint.name}_options",
             "tags": [endpoint.tag],
             "summary": "the methods that this path answers to",
-            "responses": {"204": self._response(allowed)} | _refused(self._refusals(endpoint)),
+            "responses": {"204": self._response(allowed)} | _refused(self._refusals(endpoint) | of_path),
             **self._security(endpoint),
         }
 
@@ -176,6 +178,11 @@ class _Operations:
         headers |= {name: _header(name) for name in answer.may_have}
         if headers:
             response["headers"] = headers
+        if answer.links:
+            response["links"] = {
+                name: {"operationId": name, "parameters": {"id": f"$response.body#{pointer}"}}
+                for name, pointer in answer.links.items()
+            }
         if answer.media_type != NO_CONTENT:
             example = {"example": self._examples[answer.example]} if answer.example in self._examples else {}
             response["content"] = {answer.media_type: _content(answer) | example}
@@ -237,10 +244,10 @@ def _content(answer: Answer) -> dict[str, Any]:
     model = {"$ref": _REFERENCE.format(model=answer.model)}
     if answer.media_type != EVENT_STREAM:
         return {"schema": model}
+    # OpenAPI 3.1 has no word for the items of a stream; tools read the schema as that of one event.
     data = {"type": "string", "contentMediaType": JSON, "contentSchema": model}
-    event = {"type": "object", "properties": {"data": data, "id": {"type": "string"}, "retry": {"type": "integer"}}}
-    # As OpenAPI 3.2 says it; 3.1 has no word for the items of a stream.
-    return {"schema": {"type": "string"}, "x-itemSchema": event | {"required": ["data"]}}
+    event = {"data": data, "id": {"type": "string"}, "retry": {"type": "integer", "description": "milliseconds"}}
+    return {"schema": {"type": "object", "description": "One event.", "properties": event, "required": ["data"]}}
 
 
 def _refused(statuses: Iterable[int]) -> dict[str, Any]:
@@ -268,7 +275,7 @@ def _without_bodies(operation: dict[str, Any]) -> dict[str, Any]:
             text = _PROBLEMS.get(int(status), "") if status.isdigit() else "Any other refusal."
             described[status] = {"description": text}
         else:
-            described[status] = {key: value for key, value in response.items() if key != "content"}
+            described[status] = {key: value for key, value in response.items() if key not in ("content", "links")}
     return operation | {"responses": described}
 
 

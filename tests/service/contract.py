@@ -86,7 +86,7 @@ class Contract:
 
     def _check_body(self, content: dict[str, Any], media_type: str, body: bytes, what: str) -> None:
         if media_type == "text/event-stream":
-            data = content["x-itemSchema"]["properties"]["data"]["contentSchema"]
+            data = content["schema"]["properties"]["data"]["contentSchema"]
             for line in body.decode().splitlines():
                 if line.startswith("data:"):
                     self._validate(data, json.loads(line[5:]), what)

@@ -186,7 +186,10 @@ def test_the_examples_are_what_a_service_answers(served: Contract, tmp_path: pat
     contents = [node for node in _nodes(served.document["paths"]) if "example" in node]
     assert contents
     for content in contents:
-        served._validate(content["schema"], content["example"], "an example")
+        if isinstance(content["example"], str):
+            served._check_body(content, "text/event-stream", content["example"].encode(), "an example")
+        else:
+            served._validate(content["schema"], content["example"], "an example")
 
 
 def test_an_answer_that_is_not_as_described_is_noticed(served: Contract) -> None:
