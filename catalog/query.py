@@ -182,11 +182,11 @@ def others_of(query: Query, facet: str) -> Query:
 
 
 def filter_hash(query: Query) -> str:
-    """Eight hex digits that are equal for equal filters; `NO_FILTER` where there is none. For the stream's ids."""
+    """Twelve hex digits that are equal for equal filters; `NO_FILTER` where there is none. For the stream's ids."""
     canonical = canonical_filter(query)
     if canonical == canonical_filter(Query()):
         return NO_FILTER
-    return hashlib.blake2b(canonical.encode("utf-8", "replace"), digest_size=4).hexdigest()
+    return hashlib.blake2b(canonical.encode("utf-8", "replace"), digest_size=6).hexdigest()
 
 
 def canonical_filter(query: Query) -> str:

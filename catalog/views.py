@@ -11,6 +11,7 @@ from .facets import FacetCounts
 from .matching import Lines, Matcher
 from .ordering import Order
 from .query import Page, Query, canonical_filter, make_page, others_of, query_order
+from .search import parse_search
 from .sorted_lists import replace_items
 from .store import Catalog, Replacement, Snapshot
 
@@ -72,6 +73,11 @@ class Part:
         self._query = query if facet is None else others_of(query, facet)
         self._order = query_order(query)
         self.key: Hashable = (canonical_filter(self._query), facet or self._order)
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether lines are searched as well; that may take a while."""
+        return any(term.phrases for term in parse_search(self._query.q or ""))
 
     def make(self, snapshot: Snapshot, lines: Lines | None) -> View | FacetView:
         """Make it from a snapshot. Any thread; blocks."""

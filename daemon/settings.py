@@ -211,6 +211,9 @@ class Settings(BaseModel):
         description="age in days at which a verification is repeated, from the disk itself; 0: never",
     )
 
+    list_cache_control: Annotated[str, Field(pattern=r"^[ -~]{1,200}$")] = Field(
+        "no-cache", description="Cache-Control of lists; no-cache: keep, but ask each time whether it is still good"
+    )
     coalesce_ms: int = Field(10, ge=0, le=10_000, description="how long changes are gathered before sending, in ms")
     heartbeat_s: SomeSeconds = Field(15, description="time between two heartbeats of the live stream, in seconds")
     max_listeners: int = Field(12_000, ge=1, le=1_000_000, description="live listeners at one time")

@@ -15,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from .access_log import AccessLog
 from .backend import Backend
-from .endpoints import EVENTS_PATH, endpoints
+from .endpoints import EVENTS_PATH, endpoints, heartbeat_header
+from .filters import Filters
 from .listener import Asked
 from .observed import Observed
+from .parameter_types import check_query
 from .parameters import parse_events
 from .problems import ProblemError
 from .responses import offers_gzip
@@ -62,6 +64,8 @@ class CatalogApp(Starlette):
         self.router.redirect_slashes = False
         self._access = access
         self._hub = backend.hub
+        self._heartbeat = heartbeat_header(backend.settings)
+        self._filters = Filters(backend.lines)
         self._metrics = backend.metrics
         self._access_log = AccessLog(backend.settings.access_log, log)
 
@@ -73,6 +77,7 @@ class CatalogApp(Starlette):
         path = route_path(scope)
         try:
             early = self._admit(scope, path)
+            check_query(scope["query_string"])
             if early is None and path == EVENTS_PATH and scope["method"] == "GET":
                 await self._live(scope, receive, send)
                 return
@@ -91,9 +96,20 @@ class CatalogApp(Starlette):
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         started_at = time.perf_counter()
         try:
-            await self._hub.serve(_asked(scope), receive, send, self._access.response_headers(scope))
+            asked = await self._asked(scope)
+            await self._hub.serve(asked, receive, send, [*self._access.response_headers(scope), self._heartbeat])
         finally:
             self._access_log.answered(scope, EVENTS_PATH, 200, time.perf_counter() - started_at)
+
+    async def _asked(self, scope: Scope) -> Asked:
+        """What a listener wants. Nothing else of its request is kept as long as it listens."""
+        parameters = QueryParams(scope["query_string"])
+        headers = dict(scope["headers"])
+        return Asked(
+            await self._filters.view(parse_events(parameters)),
+            headers.get(b"last-event-id", b"").decode("latin-1") or parameters.get("last_event_id"),
+            offers_gzip(headers.get(b"accept-encoding", b"").decode("latin-1")),
+        )
 
     async def _answer(self, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
         """Let `app` answer, with the headers that every answer has, and measure it."""
@@ -102,17 +118,6 @@ class CatalogApp(Starlette):
             await app(scope, receive, answer.send)
         finally:
             answer.tell(self._metrics, self._access_log, EVENTS_PATH if route_path(scope) == EVENTS_PATH else None)
-
-
-def _asked(scope: Scope) -> Asked:
-    """What a listener wants. Nothing else of its request is kept as long as it listens."""
-    parameters = QueryParams(scope["query_string"])
-    headers = dict(scope["headers"])
-    return Asked(
-        parse_events(parameters),
-        headers.get(b"last-event-id", b"").decode("latin-1") or parameters.get("last_event_id"),
-        offers_gzip(headers.get(b"accept-encoding", b"").decode("latin-1")),
-    )
 
 
 def route_path(scope: Scope) -> str:

@@ -1,8 +1,9 @@
 """Checkpoints: the list, one in full, its tensors, and the stream that ends."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from typing import Any, Protocol
 
+import anyio
 import anyio.to_thread
 import msgspec
 from starlette.datastructures import QueryParams
@@ -11,8 +12,9 @@ from starlette.responses import Response, StreamingResponse
 
 from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId, Record
-from ckptd.catalog.query import Page, Query, run_query
+from ckptd.catalog.query import Page, Query
 from ckptd.catalog.store import Tombstone
+from ckptd.catalog.views import FacetView, Part, View, Views, page_of, parts_of
 
 from . import sse
 from .backend import Backend
@@ -23,6 +25,8 @@ from .problems import ProblemError, rfc3339
 from .responses import JSON, accepts_gzip, etag_of, is_current, json_response, not_modified
 from .tensors import parse_tensors, table_of
 
+MAKERS = 2
+"""Threads that make lists: more of them would only take turns, and the event loop would wait for each."""
 IN_THREAD_FROM = 5_000
 """Entries or tensors from which work leaves the event loop (sorting 100,000 takes 20 to 56 ms)."""
 DETAIL_OF_DESCRIPTION = ("findings", "metadata", "provenance", "user", "sidecar", "config")
@@ -60,6 +64,9 @@ class CheckpointRoutes:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._catalog = backend.catalog
+        self._views = Views(backend.catalog)
+        self._making: dict[Hashable, anyio.Event] = {}
+        self._makers = anyio.CapacityLimiter(MAKERS)
 
     async def list(self, request: Request) -> Response:
         """One page of entries."""
@@ -69,14 +76,15 @@ class CheckpointRoutes:
         self, request: Request, parse: Callable[[QueryParams], Query], render: Callable[[Page], bytes]
     ) -> Response:
         """A page as `render` shows it, or 304 where the client has it already."""
+        query = parse(request.query_params)
         etag = etag_of(request, self._catalog.instance, self._catalog.revision)
-        headers = {"ETag": etag, "Cache-Control": "no-cache"}
+        headers = {"ETag": etag, "Cache-Control": self._backend.settings.list_cache_control}
         complete_as_of = rfc3339(self._backend.hub.complete_as_of())
         if complete_as_of is not None:
             headers["X-Complete-As-Of"] = complete_as_of
         if is_current(request, etag):
             return not_modified(headers)
-        page = await self.page(parse(request.query_params))
+        page = await self.page(query)
         return await json_response(request, render(page), headers)
 
     async def detail(self, request: Request) -> Response:
@@ -115,11 +123,35 @@ class CheckpointRoutes:
         return await json_response(request, body, headers)
 
     async def page(self, query: Query) -> Page:
-        """The page that a query asks for, found off the loop where there is much to look through."""
-        snapshot = self._catalog.snapshot()
-        if len(snapshot.records) < IN_THREAD_FROM:
-            return run_query(snapshot, query)
-        return await anyio.to_thread.run_sync(run_query, snapshot, query)
+        """The page that a query asks for, cut out of lists that are kept current; made where they are not kept yet.
+
+        Raises:
+            ProblemError: its cursor belongs to another list.
+        """
+        parts = parts_of(query)
+        made = [self._views.current(part) or await self._made(part) for part in parts]
+        # What was at hand may have become old while the rest was made.
+        return page_of(query, [self._views.current(part) or view for part, view in zip(parts, made, strict=True)])
+
+    async def _made(self, part: Part) -> View | FacetView:
+        """Make a part of a page, once for all who ask for it meanwhile."""
+        while (event := self._making.get(part.key)) is not None:
+            await event.wait()
+            view = self._views.current(part)
+            if view is not None:
+                return view
+        done = self._making[part.key] = anyio.Event()
+        try:
+            snapshot, lines = self._catalog.snapshot(), self._backend.lines
+            if len(snapshot.records) < IN_THREAD_FROM and not (lines is not None and part.needs_index):
+                view = part.make(snapshot, lines)
+            else:
+                view = await anyio.to_thread.run_sync(part.make, snapshot, lines, limiter=self._makers)
+            self._views.keep(part, view)
+            return view
+        finally:
+            del self._making[part.key]
+            done.set()
 
     def record_of(self, given: str) -> Record:
         """The record of an id that a client sent.
@@ -163,13 +195,16 @@ class CheckpointRoutes:
 
 def page_json(page: Page) -> bytes:
     """A page as JSON, put together from the entries' own bytes."""
-    return (b'{"checkpoints":[%b],"total":%d,"page":%d,"page_size":%d,"total_pages":%d,"revision":%d}') % (
+    facets = b"" if page.facets is None else b',"facets":%b' % msgspec.json.encode(page.facets)
+    return (b'{"checkpoints":[%b],"total":%d,"page":%d,"page_size":%d,"total_pages":%d,"revision":%d,"next":%b%b}') % (
         b",".join([record.encoded for record in page.records]),
         page.total,
         page.page,
         page.page_size,
         page.total_pages,
         page.revision,
+        msgspec.json.encode(page.next),
+        facets,
     )
 
 

@@ -7,6 +7,7 @@ import enum
 import math
 import re
 import sys
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from .problems import ProblemError
 MAX_TEXT = 1000
 """Characters of a text."""
 MAX_METRIC_NAME = 200
+MAX_PARAMETERS = 100
+"""Of one request, repeated ones counted."""
 _JSON_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})(?:[Tt ](\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)\s*([Zz]|[+ -]\d{2}:\d{2})?)?", re.ASCII
@@ -110,6 +113,35 @@ def read_parameters(parameters: QueryParams, declared: Sequence[Parameter]) -> d
     return values
 
 
+def check_query(query_string: bytes) -> None:
+    """Refuse a query of very many parameters, and one whose bytes are not UTF-8, escaped: its text would be a guess.
+
+    Raises:
+        ProblemError: 400, naming the parameter.
+    """
+    if query_string.count(b"&") >= MAX_PARAMETERS:
+        raise ProblemError(
+            400, "there are too many parameters", remedy=f"send at most {MAX_PARAMETERS}", field="query", value=""
+        )
+    if b"%" not in query_string and query_string.isascii():
+        return
+    given = query_string.decode("ascii", "surrogateescape")  # what is not escaped is not text either
+    for name, value in urllib.parse.parse_qsl(given, keep_blank_values=True, errors="surrogateescape"):
+        if not _is_text(name) or not _is_text(value):
+            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            wrong = value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            remedy = "escape the bytes of its UTF-8 form, e.g. %C3%A9 for é"
+            raise ProblemError(400, f"{shown[:100]} is not UTF-8", remedy=remedy, field=shown[:200], value=wrong)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # ---- kinds of values -------------------------------------------------------------------------------------------
 
 
@@ -125,6 +157,18 @@ def text(name: str, description: str, *, min_length: int = 0, max_length: int = 
     if min_length:
         schema["minLength"] = min_length
     wanted = f"{min_length or 'no more than'}{' to' if min_length else ''} {max_length} characters"
+    return Parameter(name=name, description=description, schema=schema, read=read, wanted=wanted, **more)
+
+
+def pattern(name: str, description: str, regex: str, *, wanted: str, **more: Any) -> Parameter:
+    """A text that matches `regex` from end to end; further arguments as `Parameter`'s."""
+
+    def read(given: str) -> str:
+        if not re.fullmatch(regex, given, re.ASCII):
+            raise ValueError(given)
+        return given
+
+    schema = {"type": "string", "pattern": f"^{regex}$"}
     return Parameter(name=name, description=description, schema=schema, read=read, wanted=wanted, **more)
 
 

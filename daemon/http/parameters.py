@@ -12,7 +12,7 @@ from ckptd.validators.findings import CATALOGUE
 from ckptd.validators.inspection import Level, Safety
 
 from .backend import RebuildMode
-from .parameter_types import Parameter, bounds, choice, choices, flag, integer, moment, read_parameters, text
+from .parameter_types import Parameter, bounds, choice, choices, flag, integer, moment, pattern, read_parameters, text
 from .problems import ProblemError
 
 _REPEATED = "; sent several times, any of them"
@@ -116,11 +116,10 @@ LAST_EVENT_ID = Parameter(
     wanted="an event's id",
     location="header",
 )
-CHECKPOINT_ID = Parameter(
-    name="id",
-    description="a checkpoint's id: its slot, which survives overwriting the file",
-    schema={"type": "string", "pattern": "^[a-z2-7]{16}$"},
-    read=str,
+CHECKPOINT_ID = pattern(
+    "id",
+    "a checkpoint's id: its slot, which survives overwriting the file",
+    "[a-z2-7]{16}",
     wanted="an id from the list",
     location="path",
     required=True,

@@ -1,18 +1,18 @@
 """Answers from bytes that exist already: conditional by ETag, compressed where asked."""
 
-import gzip
 import hashlib
 
 import anyio.to_thread
+from isal import igzip
 from starlette.requests import Request
 from starlette.responses import Response
 
 JSON = "application/json"
 VARY = "Accept-Encoding, Authorization, Cookie"
 """What every answer with a body depends on."""
-COMPRESS_FROM_BYTES = 2048
-COMPRESS_IN_THREAD_FROM_BYTES = 64 << 10
-"""Compressing more takes over a millisecond; the live stream must not wait for it."""
+COMPRESS_FROM_BYTES = 1024
+COMPRESS_IN_THREAD_FROM_BYTES = 1 << 20
+"""Compressing more takes over a millisecond (isal: 0.4 ms for 434 KB); the live stream must not wait for it."""
 
 
 def etag_of(request: Request, instance: str, revision: int) -> str:
@@ -67,5 +67,5 @@ def not_modified(headers: dict[str, str]) -> Response:
 
 
 def _compress(body: bytes) -> bytes:
-    # Level 1: 4 times faster than 6, and 15 % larger; mtime 0 keeps equal answers equal.
-    return gzip.compress(body, compresslevel=1, mtime=0)
+    # Level 1: 6 times faster than zlib's; mtime 0 keeps equal answers equal.
+    return igzip.compress(body, compresslevel=1, mtime=0)

@@ -403,7 +403,7 @@ def test_the_filter_hash_names_the_filter_and_nothing_else() -> None:
         )
     }
     assert len(hashes) == 21
-    assert all(len(text) == 8 and int(text, 16) >= 0 for text in hashes)
+    assert all(len(text) == 12 and int(text, 16) >= 0 for text in hashes)
 
 
 def test_filters_that_say_the_same_have_the_same_hash() -> None:

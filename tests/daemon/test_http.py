@@ -24,13 +24,16 @@ async def test_list_is_one_page_newest_first_with_the_envelope(backend: FakeBack
         backend.put_many(30)
         page = (await http.get("/checkpoints", params={"page": 2, "page_size": 10})).json()
         assert [entry["epoch"] for entry in page["checkpoints"]] == list(range(19, 9, -1))
-        assert {name: page[name] for name in page if name != "checkpoints"} == {
+        assert {name: page[name] for name in page if name not in ("checkpoints", "next")} == {
             "total": 30,
             "page": 2,
             "page_size": 10,
             "total_pages": 3,
             "revision": 30,
         }
+        last = (await http.get("/checkpoints", params={"after": page["next"], "page_size": 10})).json()
+        assert [entry["epoch"] for entry in last["checkpoints"]] == list(range(9, -1, -1))
+        assert (last["page"], last["next"]) == (3, None)
 
 
 async def test_list_hides_invalid_checkpoints_until_they_are_asked_for(backend: FakeBackend) -> None:
