@@ -55,6 +55,8 @@ class Steps(NamedTuple):
     stalls: Mapping[Phase, int]
     longest_s: float
     """Of the last five minutes."""
+    longest_cpu_s: float
+    """Of the last five minutes: what a step computed, however long it waited for the processor meanwhile."""
 
 
 class LoopMonitor:
@@ -66,7 +68,8 @@ class LoopMonitor:
         self._counts = [0] * (len(BUCKETS_S) + 1)
         self._total_s = 0.0
         self._stalls = dict.fromkeys(Phase, 0)
-        self._longest: collections.deque[tuple[float, float]] = collections.deque(maxlen=WINDOWS)
+        self._longest = _Longest()
+        self._longest_cpu = _Longest()
         self._phases: dict[Phase, float] = {}
 
     def phase(self, phase: Phase) -> "_Measured":
@@ -78,23 +81,37 @@ class LoopMonitor:
         if seconds >= BUCKETS_S[0]:
             self._phases[phase] = self._phases.get(phase, 0.0) + seconds
 
-    def step(self, seconds: float, otherwise: Phase = Phase.OTHER) -> None:
-        """A step has ended; nothing else of the loop could run while it took so long."""
+    def step(self, seconds: float, cpu_s: float | None = None, otherwise: Phase = Phase.OTHER) -> None:
+        """A step has ended; nothing else of the loop could run while it took so long.
+
+        Args:
+            seconds: from its beginning to its end.
+            cpu_s: what its thread computed in that time, where that is known.
+            otherwise: what it was about, if nothing was said of most of it.
+        """
         self._total_s += seconds
         if seconds < BUCKETS_S[0]:
             self._counts[0] += 1
             return
         self._counts[bisect.bisect_left(BUCKETS_S, seconds)] += 1
         if seconds > STALL_S:
-            self._stalls[self._blame(seconds, otherwise)] += 1
+            has_waited = cpu_s is not None and cpu_s * 2 < seconds
+            self._stalls[Phase.WAITING if has_waited else self._blame(seconds, otherwise)] += 1
         self._phases.clear()
-        self._remember(seconds, time.monotonic())
+        now = time.monotonic()
+        self._longest.note(seconds, now)
+        self._longest_cpu.note(seconds if cpu_s is None else cpu_s, now)
 
     def steps(self) -> Steps:
         """What was measured so far."""
-        since = time.monotonic() - WINDOWS * WINDOW_S
-        longest_s = max((seconds for at, seconds in self._longest if at >= since), default=0.0)
-        return Steps(tuple(self._counts), self._total_s, dict(self._stalls), longest_s)
+        now = time.monotonic()
+        return Steps(
+            tuple(self._counts),
+            self._total_s,
+            dict(self._stalls),
+            self._longest.since(now),
+            self._longest_cpu.since(now),
+        )
 
     async def tick(self) -> None:
         """Wake up now and then, until cancelled."""
@@ -123,13 +140,24 @@ class LoopMonitor:
         phase = max(self._phases, key=self._phases.__getitem__, default=otherwise)
         return phase if self._phases.get(phase, 0.0) * 2 >= seconds else otherwise
 
-    def _remember(self, seconds: float, now: float) -> None:
-        if self._longest and now - self._longest[-1][0] < WINDOW_S:
-            at, longest_s = self._longest[-1]
+
+class _Longest:
+    """The longest of the last minutes, minute by minute."""
+
+    def __init__(self) -> None:
+        self._windows: collections.deque[tuple[float, float]] = collections.deque(maxlen=WINDOWS)
+
+    def note(self, seconds: float, now: float) -> None:
+        if self._windows and now - self._windows[-1][0] < WINDOW_S:
+            at, longest_s = self._windows[-1]
             if seconds > longest_s:
-                self._longest[-1] = (at, seconds)
+                self._windows[-1] = (at, seconds)
         else:
-            self._longest.append((now, seconds))
+            self._windows.append((now, seconds))
+
+    def since(self, now: float) -> float:
+        earliest = now - WINDOWS * WINDOW_S
+        return max((seconds for at, seconds in self._windows if at >= earliest), default=0.0)
 
 
 class _Measured:
@@ -158,22 +186,23 @@ class BoundedSelector(selectors.EpollSelector):
         self._bounded = select.epoll.fromfd(os.dup(self.fileno()))
         self._monitor = monitor
         self._woke_at = time.perf_counter()
+        self._cpu_s = time.thread_time()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """See `selectors.BaseSelector.select`."""
-        asked_at = time.perf_counter()
-        self._monitor.step(asked_at - self._woke_at)
+        asked_at, cpu_s = time.perf_counter(), time.thread_time()
+        self._monitor.step(asked_at - self._woke_at, cpu_s - self._cpu_s)
         # Rounded up to milliseconds, as epoll does not wait for less, and a loop must not spin until it is time.
         wait_s = None if timeout is None else max(0.0, math.ceil(timeout * 1e3) * 1e-3)
         try:
             events = self._bounded.poll(wait_s, EVENTS_PER_STEP)
         except InterruptedError:
             events = []
-        self._woke_at = time.perf_counter()
+        self._woke_at, self._cpu_s = time.perf_counter(), time.thread_time()
         if wait_s is not None and not events:
             overslept_s = self._woke_at - asked_at - wait_s
             if overslept_s >= BUCKETS_S[0]:
-                self._monitor.step(overslept_s, Phase.WAITING)
+                self._monitor.step(overslept_s, 0.0)
         keys = self.get_map()
         return [(key, _ready(event) & key.events) for number, event in events if (key := keys.get(number)) is not None]
 

@@ -10,6 +10,8 @@ BENCHMARKS = {
     "checksum": "every byte and every value, cold beside cat, and cached",
     "build": "a cold process until all is listed",
     "live": "from rename to event",
+    "fanout": "one event to 1,000 and 10,000 listeners, beside nchan and sse-starlette; --soak: for minutes",
+    "snapshot": "200 clients take 100,000 entries while others listen",
     "validate": "ckptd validate on 10,000 small checkpoints",
     "faults": "the fault campaign: who finds what, as a Markdown table",
 }
@@ -24,11 +26,14 @@ def main() -> int:
     parser.add_argument("which", choices=tuple(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="smaller files, fewer repetitions")
     parser.add_argument("--seed", type=int, default=20260101, help="of the fault campaign (default: %(default)s)")
+    parser.add_argument("--soak", action="store_true", help="fanout: five minutes with a tenth that never reads")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     module = importlib.import_module(f"bench_{options.which}")
     if options.which == "faults":
         module.run(quick=options.quick, seed=options.seed)
+    elif options.which == "fanout":
+        module.run(quick=options.quick, soak=options.soak)
     else:
         module.run(quick=options.quick)
     return 0

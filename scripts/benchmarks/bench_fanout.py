@@ -69,10 +69,10 @@ def _servers() -> dict[str, Factory]:
 def _measure(factory: Factory, listeners: int, seconds: float) -> Measured:
     server_cores, client_cores = cores()
     with factory(server_cores, client_cores, 0) as server, Swarm(client_cores) as swarm:
-        before_kb = _memory_kb(server.pids)
+        before_kb = memory_kb(server.pids)
         connect_s = swarm.connect(Request(server.port, server.path), listeners)
         time.sleep(1)
-        idle_kb = (_memory_kb(server.pids) - before_kb) / listeners
+        idle_kb = (memory_kb(server.pids) - before_kb) / listeners
         received, cpu_s = window(server, swarm, seconds)
         if received.closed:
             print(f"{factory.__name__} closed {received.closed} connections")
@@ -82,7 +82,7 @@ def _measure(factory: Factory, listeners: int, seconds: float) -> Measured:
 def window(server: StreamServer, swarm: Swarm, seconds: float, rate: float = RATE) -> tuple[Received, float]:
     """Publish for a while; what came of it between warming up and the end, and the server's CPU seconds."""
     server.publish(rate)
-    time.sleep(_WARM_UP_S)
+    warm_up()
     swarm.start()
     cpu_s = _cpu_s(server.pids)
     time.sleep(seconds)
@@ -160,10 +160,15 @@ def _soak(seconds: float) -> None:
 
 def _soak_row(what: str, received: Received, server: StreamServer) -> Row:
     p50, p99 = percentile(received.latencies_ms, 0.5), percentile(received.latencies_ms, 0.99)
-    memory = f"RSS {_memory_kb(server.pids) / 1024:.0f} MB, kernel {_kernel_mb():.0f} MB"
+    memory = f"RSS {memory_kb(server.pids) / 1024:.0f} MB, kernel {kernel_mb():.0f} MB"
     per_s = received.deliveries / received.seconds
     measured = f"p50 {p50:.0f}, p99 {p99:.0f} ms; {per_s:,.0f}/s; {memory}; closed {received.closed}"
     return Row(what, measured, f"p99 {P99_BUDGET_MS:g} ms", against(p99, P99_BUDGET_MS))
+
+
+def warm_up() -> None:
+    """Let what was just begun settle."""
+    time.sleep(_WARM_UP_S)
 
 
 def cores() -> tuple[set[int], set[int]]:
@@ -178,7 +183,8 @@ def _cpu_s(pids: list[int]) -> float:
     return sum(int(path.read_text(encoding="ascii").split()[0]) for path in threads) / 1e9
 
 
-def _memory_kb(pids: list[int]) -> float:
+def memory_kb(pids: list[int]) -> float:
+    """Resident memory."""
     return sum(
         float(line.split()[1])
         for pid in pids
@@ -187,7 +193,7 @@ def _memory_kb(pids: list[int]) -> float:
     )
 
 
-def _kernel_mb() -> float:
+def kernel_mb() -> float:
     """Memory of all TCP sockets of the machine."""
     line = next(x for x in Path("/proc/net/sockstat").read_text(encoding="ascii").splitlines() if x.startswith("TCP:"))
     return int(line.split()[-1]) * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -15,6 +15,9 @@ from typing import NamedTuple, Self
 
 _TIME = re.compile(rb'"t=(\d+)"')
 """Once in every event: when it was published, by the monotonic clock, as the entry's name."""
+_ID = b"id: benchmark."
+"""No message of a snapshot has an id, but the one that ends it and all that follow. In a compressed stream as well:
+what is as small as a single change is stored as it is."""
 _BUFFER_BYTES = 1 << 18
 _CONNECTING = 128
 """Connections under way at once; the kernel's queue of many servers holds no more."""
@@ -81,6 +84,12 @@ class Swarm:
         assert isinstance(seconds, float)
         return seconds
 
+    def take_snapshots(self, request: Request, count: int) -> tuple[float, int]:
+        """Open so many streams at once, and close them when all have their whole snapshot; seconds and bytes."""
+        taken = self._ask("take", request, count)
+        assert isinstance(taken, tuple)
+        return taken
+
     def start(self) -> None:
         """Begin a window."""
         self._ask("start")
@@ -132,6 +141,11 @@ class _Client:
             assert isinstance(count, int)
             assert isinstance(stalled, int)
             self._pipe.send(self._connect(request, count, stalled))
+        elif command == "take":
+            request, count = arguments
+            assert isinstance(request, Request)
+            assert isinstance(count, int)
+            self._pipe.send(self._take(request, count))
         elif command == "start":
             self._reset()
             self._pipe.send(None)
@@ -202,6 +216,32 @@ class _Client:
                 elif number in self._sockets:
                     self._read(number)
         return time.monotonic() - began_at
+
+    def _take(self, request: Request, count: int) -> tuple[float, int]:
+        began_at = time.monotonic()
+        tails: dict[int, bytes] = {}
+        size_bytes = 0
+        for index in range(count):
+            connection = _open(request.port, index, small=False)
+            self._sockets[connection.fileno()] = connection
+            tails[connection.fileno()] = b""
+            self._epoll.register(connection, select.EPOLLOUT)
+        while tails:
+            for number, _ in self._epoll.poll(10, 512):
+                try:
+                    size = self._sockets[number].recv_into(self._buffer)
+                except BlockingIOError:
+                    self._epoll.modify(number, select.EPOLLIN)
+                    self._sockets[number].send(request.encoded())
+                    continue
+                size_bytes += size
+                data = tails[number] + bytes(memoryview(self._buffer)[max(0, size - 1024) : size])
+                tails[number] = data[-64:]
+                if _ID in data or not size:
+                    del tails[number]
+                    self._epoll.unregister(number)
+                    self._sockets.pop(number).close()
+        return time.monotonic() - began_at, size_bytes
 
     def _go_on(self, number: int, opening: dict[int, tuple[socket.socket, bool]], asked: bytes, every: int) -> None:
         """Connected: ask. Answered: from now on a listener, or one that never reads again."""

@@ -83,20 +83,21 @@ def _python_server(
 def _serve_ckptd(pipe: Connection, cores: set[int], entries: int) -> None:
     os.sched_setaffinity(0, cores)
     raise_descriptor_limit()
+    from hub_backend import HubBackend
+
     from ckptd.daemon.loop import LoopMonitor, new_event_loop
 
     monitor = LoopMonitor()
+    backend = HubBackend(entries, monitor)
+    backend.settle_memory()
     monitor.watch_collector()
-    new_event_loop(monitor).run_until_complete(_ckptd(pipe, entries, monitor))
+    new_event_loop(monitor).run_until_complete(_ckptd(pipe, backend, monitor))
 
 
-async def _ckptd(pipe: Connection, entries: int, monitor: Any) -> None:
-    from hub_backend import HubBackend
-
+async def _ckptd(pipe: Connection, backend: Any, monitor: Any) -> None:
     from ckptd.daemon.http import AccessPolicy, build_app
     from ckptd.daemon.http.connections import HttpConfig, HttpServer, Limits
 
-    backend = HubBackend(entries, monitor)
     app = build_app(backend, AccessPolicy(None, hosts=frozenset({"127.0.0.1"})))
     server = HttpServer(HttpConfig(app, Limits()))
     listener = socket.create_server(("127.0.0.1", 0))
@@ -107,7 +108,6 @@ async def _ckptd(pipe: Connection, entries: int, monitor: Any) -> None:
         tasks.create_task(_publish(pipe, backend.publish_one, backend.answer))
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
-        backend.settle_memory()
         pipe.send(listener.getsockname()[1])
 
 

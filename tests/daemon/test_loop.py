@@ -107,6 +107,21 @@ def test_a_thread_that_keeps_the_interpreter_is_seen() -> None:
     assert sum(monitor.steps().stalls.values()) >= 1
 
 
+def test_a_step_that_only_waited_for_the_processor_is_told_apart() -> None:
+    monitor = LoopMonitor()
+
+    async def work() -> None:
+        with monitor.phase(Phase.PUBLISH):
+            time.sleep(2 * STALL_S)  # noqa: ASYNC251 - on purpose
+        await asyncio.sleep(0)
+
+    run(monitor, work())
+    steps = monitor.steps()
+    assert steps.stalls[Phase.WAITING] >= 1
+    assert steps.stalls[Phase.PUBLISH] == 0
+    assert steps.longest_cpu_s < STALL_S <= steps.longest_s
+
+
 def test_without_its_own_loop_the_tick_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a host application, whose loop is not ours."""
     monkeypatch.setattr(event_loop, "TICK_S", 0.001)
