@@ -30,6 +30,8 @@ bench: ## measure against the budgets
 	scripts/bench inspect $(ARGS)
 	scripts/bench build $(ARGS)
 	scripts/bench live $(ARGS)
+	scripts/bench validate $(ARGS)
+	scripts/bench faults $(ARGS)
 
 checkpoint-metadata: $(CKPTD) ## write the missing .metadata.yaml files under ROOTS
 	$(CKPTD) metadata $(ROOTS) $(ARGS)
