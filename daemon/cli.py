@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "serve": "watch trees of checkpoints and answer over HTTP",
     "ls": "list the checkpoints of a running daemon",
     "show": "everything known of one checkpoint",
+    "diff": "what distinguishes two to four checkpoints",
     "validate": "inspect files or trees here and now, without a daemon",
     "metadata": "write the missing .metadata.yaml files of a tree, without a daemon",
     "index": "rebuild or verify .checkpoint_index.json",

@@ -1,71 +1,76 @@
-"""CatalogClient: the Python client of the wire; lists, details, rebuilds, and changes as they come."""
+"""CatalogClient: the Python client of the wire; lists, details, comparisons, rebuilds, and changes as they come."""
 
 import asyncio
 import contextlib
-import enum
 import os
-import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import httpx
 import msgspec
 
+from ckptd.catalog.compare import Comparison
+from ckptd.catalog.entry import CheckpointEntry
+from ckptd.validators.inspection import TensorInfo
+
+from .client_requests import (
+    HEALTH,
+    LARGEST_PAGE,
+    Request,
+    compare_request,
+    detail_request,
+    following,
+    list_request,
+    query_of,
+    rebuild_request,
+    tensors_request,
+)
+from .client_stream import CONNECT_TIMEOUT_S, Follower, OnStatus, check_answer, refusal
+from .client_types import (
+    Change,
+    ChangeKind,
+    CheckpointDetail,
+    CheckpointPage,
+    ClientError,
+    DetailedFinding,
+    Rebuild,
+    StreamState,
+    StreamStatus,
+    TensorPage,
+    decode,
+)
+from .client_view import View
 from .sockets import STATE_SOCKET
 
+__all__ = [
+    "AsyncCatalogClient",
+    "CatalogClient",
+    "Change",
+    "ChangeKind",
+    "CheckpointDetail",
+    "CheckpointPage",
+    "ClientError",
+    "DetailedFinding",
+    "Rebuild",
+    "StreamState",
+    "StreamStatus",
+    "TensorPage",
+    "find_daemon",
+]
+
 TIMEOUT_S = 30.0
-SILENCE_S = 60.0
-"""A live stream that says nothing for so long is taken for dead: heartbeats come every 15 s."""
-FIRST_RETRY_S, LAST_RETRY_S = 0.25, 15.0
 _TOKEN_FILE = "token"  # noqa: S105 - the name of a file
 
 
-class ClientError(Exception):
-    """Raised when the daemon cannot be reached or refuses. The message says what to do."""
-
-    def __init__(self, message: str, status: int | None = None, problem: Mapping[str, Any] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        """HTTP status; None when nothing answered."""
-        self.problem = dict(problem or {})
-
-
-class ChangeKind(enum.StrEnum):
-    """What happened to a checkpoint."""
-
-    UPSERT = "upsert"
-    """It is new or changed; `entry` is its full state."""
-    DELETE = "delete"
-    """It left the catalog, or the filtered view of it."""
-    SYNCED = "synced"
-    """No checkpoint: everything up to `revision` has been told. Comes after each snapshot or resumption."""
-
-
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One change as `watch` tells it."""
-
-    kind: ChangeKind
-    id: str | None = None
-    entry: dict[str, Any] | None = None
-    """As in lists."""
-    reason: str | None = None
-    """Why it was deleted: `removed`, `moved`, `filtered`; `absent` when a new snapshot no longer shows it."""
-    event_id: str | None = None
-    """Give it to `watch` as `last_event_id` to go on from here; None while that is not possible."""
-    revision: int | None = None
-
-
-class CatalogClient:
-    """A client of one daemon, over TCP or its Unix socket. Use as a context manager, or call `close`."""
+class _Client:
+    """What both clients have in common: where the daemon is, and the live stream."""
 
     def __init__(self, url: str | None = None, *, uds: str | None = None, token: str | None = None) -> None:
-        """Args:
-        url: base URL of the daemon, such as `http://127.0.0.1:8765`.
-        uds: path of its Unix socket; goes before `url`.
-        token: for daemons that ask for one.
-        """
+        """See `AsyncCatalogClient`."""
         if url is None and uds is None:
             raise ValueError("name the daemon by url or uds")
+        if uds is None and not str(url).startswith(("http://", "https://")):
+            raise ClientError(f"{url!r} is no address of a daemon; write http://HOST:PORT")
         self._where = uds or str(url)
         self._uds = uds
         self._options: dict[str, Any] = {
@@ -74,6 +79,66 @@ class CatalogClient:
             "timeout": TIMEOUT_S,
             "trust_env": False,  # a proxy has no business between a person and their own daemon
         }
+        if uds is not None:
+            self._options["headers"]["Accept-Encoding"] = "identity"  # nothing is gained within one machine
+
+    async def watch(
+        self,
+        *,
+        last_event_id: str | None = None,
+        known: Iterable[CheckpointEntry] = (),
+        on_status: OnStatus | None = None,
+        **filters: Any,
+    ) -> AsyncIterator[Change]:
+        """Every change, for ever: first what exists, then what happens; over restarts of the daemon, without gaps.
+
+        Whenever a new snapshot is needed it is compared with what was told before, and only the difference is told,
+        deletions included. A connection that says nothing for 2.5 heartbeats is given up; the next one begins after a
+        pause that grows, has jitter, and is at least what the daemon asks for.
+
+        Args:
+            last_event_id: `event_id` of the last change that was worked off, to go on behind it.
+            known: entries that the caller has kept from an earlier watch with these filters; if the daemon can no
+                longer go on behind `last_event_id`, those that have vanished meanwhile are told as deleted.
+            on_status: told how the watch stands with the daemon whenever that changes, and at each heartbeat.
+            filters: as `GET /checkpoints` has them.
+
+        Raises:
+            ClientError: the daemon refuses (a wrong filter or token). One that cannot be reached is waited for.
+        """
+        view = View(last_event_id, known)
+        async with self._http_for_stream() as http:
+            follower = Follower(http, query_of(filters), view, on_status or _ignore)
+            async with contextlib.aclosing(follower.events()) as events:
+                async for event, message in events:
+                    for change in view.apply(event, message):
+                        yield change
+
+    def _http_for_stream(self) -> httpx.AsyncClient:
+        # Time-outs of reading are the follower's: it knows the heartbeat.
+        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=None)
+        return self._async_http(timeout=timeout)
+
+    def _async_http(self, **options: Any) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=self._uds) if self._uds else None
+        return httpx.AsyncClient(transport=transport, **(self._options | options))
+
+    def _unreachable(self, error: httpx.HTTPError) -> ClientError:
+        why = str(error) or type(error).__name__
+        return ClientError(
+            f"no daemon answers at {self._where} ({why}); start one with `ckptd serve`, or set CKPTD_URL"
+        )
+
+
+class CatalogClient(_Client):
+    """A client of one daemon for scripts: each call waits for its answer. Use it as a context manager, or `close` it.
+
+    Parameters are those of the HTTP API: sequences are sent as repeated parameters, times as RFC 3339, None not at all.
+    """
+
+    def __init__(self, url: str | None = None, *, uds: str | None = None, token: str | None = None) -> None:
+        """As `AsyncCatalogClient`."""
+        super().__init__(url, uds=uds, token=token)
         self._http = httpx.Client(transport=httpx.HTTPTransport(uds=uds) if uds else None, **self._options)
 
     def __enter__(self) -> Self:
@@ -86,46 +151,62 @@ class CatalogClient:
         """Close the connections."""
         self._http.close()
 
-    # ---- requests ------------------------------------------------------------------------------------------
-
-    def list(self, **parameters: Any) -> dict[str, Any]:
-        """One page of the list, `{checkpoints, total, page, …}`; parameters as `GET /checkpoints` has them.
+    def list(self, **parameters: Any) -> CheckpointPage:
+        """One page of the list.
 
         Raises:
             ClientError: the daemon cannot be reached or refuses.
         """
-        return self._get("/checkpoints", parameters)
+        return decode(self._ask(list_request(parameters)), CheckpointPage)
 
-    def iterate(self, **parameters: Any) -> Iterator[dict[str, Any]]:
-        """All entries that match, page by page. A change of the catalog meanwhile may repeat or skip some.
+    def iterate(self, **parameters: Any) -> Iterator[CheckpointEntry]:
+        """All entries that match, page by page; none is skipped or told twice, unless it moves in the order meanwhile.
 
         Raises:
             ClientError: as `list`.
         """
-        number = 0
-        while True:
-            number += 1
-            page = self.list(**{"page_size": 1000} | parameters | {"page": number})
-            yield from page["checkpoints"]
-            if number >= page["total_pages"]:
-                return
+        asked: Mapping[str, Any] | None = {"page_size": LARGEST_PAGE} | parameters
+        while asked is not None:
+            page = self.list(**asked)
+            yield from page.checkpoints
+            asked = following(asked, page)
 
-    def get(self, checkpoint_id: str) -> dict[str, Any]:
+    def get(self, checkpoint_id: str) -> CheckpointDetail:
         """Everything known of one checkpoint.
 
         Raises:
             ClientError: as `list`; status 404 for an unknown id, 410 for a deleted one.
         """
-        return self._get(f"/checkpoints/{checkpoint_id}", {})
+        return decode(self._ask(detail_request(checkpoint_id)), CheckpointDetail)
 
-    def tensors(self, checkpoint_id: str) -> Sequence[dict[str, Any]]:
-        """The tensor table of one checkpoint.
+    def tensors(self, checkpoint_id: str, **parameters: Any) -> Sequence[TensorInfo]:
+        """The tensor table of one checkpoint, or those tensors that match.
 
         Raises:
             ClientError: as `get`.
         """
-        tensors: Sequence[dict[str, Any]] = self._get(f"/checkpoints/{checkpoint_id}/tensors", {})["tensors"]
-        return tensors
+        found: list[TensorInfo] = []
+        while True:
+            page = decode(self._ask(tensors_request(checkpoint_id, parameters, len(found))), TensorPage)
+            found += page.tensors
+            if not page.tensors or len(found) >= page.total or "limit" in parameters:
+                return found
+
+    def compare(self, *checkpoint_ids: str, **parameters: Any) -> Comparison:
+        """Two to four checkpoints side by side.
+
+        Raises:
+            ClientError: as `get`.
+        """
+        return decode(self._ask(compare_request(checkpoint_ids, parameters)), Comparison)
+
+    def compare_text(self, *checkpoint_ids: str, media_type: str = "text/markdown", **parameters: Any) -> str:
+        """The same as a table: `text/markdown` or `text/csv`.
+
+        Raises:
+            ClientError: as `get`.
+        """
+        return self._ask(compare_request(checkpoint_ids, parameters, media_type)).decode()
 
     def health(self) -> dict[str, Any]:
         """The catalog's health.
@@ -133,9 +214,9 @@ class CatalogClient:
         Raises:
             ClientError: as `list`.
         """
-        return self._get("/health/checkpoints", {})
+        return decode(self._ask(HEALTH), dict[str, Any])
 
-    def rebuild(self, mode: str = "sweep", *, wait: bool = False, timeout_s: float | None = None) -> dict[str, Any]:
+    def rebuild(self, mode: str = "sweep", *, wait: bool = False, timeout_s: float | None = None) -> Rebuild:
         """Have the tree looked at again.
 
         Args:
@@ -143,90 +224,125 @@ class CatalogClient:
             wait: return when it is done, not when it was asked for. Not from within an event loop.
             timeout_s: how long to wait at most.
 
-        Returns:
-            `{token, mode}`, and `revision` after a wait.
-
         Raises:
             ClientError: as `list`.
             TimeoutError: the wait took longer.
         """
         if not wait:
-            return self._post("/rebuild", {"mode": mode})
-        return asyncio.run(self._rebuild_and_wait(mode, timeout_s))
+            return decode(self._ask(rebuild_request(mode)), Rebuild)
+        return asyncio.run(self._rebuilt(mode, timeout_s))
 
-    # ---- the live stream -----------------------------------------------------------------------------------
+    async def _rebuilt(self, mode: str, timeout_s: float | None) -> Rebuild:
+        async with AsyncCatalogClient(**self._address()) as client:
+            return await client.rebuild(mode, wait=True, timeout_s=timeout_s)
 
-    async def watch(self, *, last_event_id: str | None = None, **filters: Any) -> AsyncIterator[Change]:
-        """Every change, for ever: first what exists, then what happens; over restarts of the daemon, without gaps.
+    def _address(self) -> dict[str, Any]:
+        token = self._options["headers"].get("Authorization", "").removeprefix("Bearer ") or None
+        return {"url": None if self._uds else self._where, "uds": self._uds, "token": token}
 
-        After a reset the new snapshot is compared with what was told before, and only the difference is told.
+    def _ask(self, request: Request) -> bytes:
+        try:
+            answer = self._http.request(
+                request.method, request.path, params=query_of(request.parameters), headers={"Accept": request.accept}
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if not answer.is_success:
+            raise refusal(answer)
+        return answer.content
 
-        Args:
-            last_event_id: `event_id` of the last change that was worked off, to go on from there. The daemon then
-                tells only what came later, and deletions of entries that this call never told are told too.
-            filters: as `GET /checkpoints` has them.
+
+class AsyncCatalogClient(_Client):
+    """The same for programs with an event loop. Use it as an async context manager, or `aclose` it."""
+
+    def __init__(self, url: str | None = None, *, uds: str | None = None, token: str | None = None) -> None:
+        """Args:
+        url: base URL of the daemon, such as `http://127.0.0.1:8765`; its path is the prefix that it lies under.
+        uds: path of its Unix socket; goes before `url`.
+        token: for daemons that ask for one.
 
         Raises:
-            ClientError: the daemon refuses (a wrong filter or token). One that cannot be reached is waited for.
+            ClientError: the URL is none of HTTP.
         """
-        view = _View(last_event_id)
-        async for message in self._messages(view, filters):
-            for change in view.apply(message):
-                yield change
+        super().__init__(url, uds=uds, token=token)
+        self._http = self._async_http()
 
-    async def _messages(self, view: "_View", filters: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """Messages of one connection after the other, with growing pauses while none can be had."""
-        failures = 0
-        transport = httpx.AsyncHTTPTransport(uds=self._uds) if self._uds else None
-        options = self._options | {"timeout": httpx.Timeout(TIMEOUT_S, read=SILENCE_S)}
-        async with httpx.AsyncClient(transport=transport, **options) as http:
-            while True:
-                retry_s: float | None = None
-                headers = {"Last-Event-ID": view.event_id} if view.event_id else {}
-                with contextlib.suppress(httpx.TransportError):
-                    async with http.stream(
-                        "GET", "/checkpoints/events", params=_text(filters), headers=headers
-                    ) as answer:
-                        if answer.status_code < 500:
-                            await _check_async(answer)
-                            async for message in _events(answer, view):
-                                failures = 0
-                                yield message
-                            retry_s = view.retry_s
-                view.interrupted()
-                if retry_s is None:
-                    retry_s = min(LAST_RETRY_S, FIRST_RETRY_S * 2**failures) * (0.5 + random.random())  # noqa: S311
-                failures = min(failures + 1, 10)
-                await asyncio.sleep(retry_s)
+    async def __aenter__(self) -> Self:
+        return self
 
-    async def _rebuild_and_wait(self, mode: str, timeout_s: float | None) -> dict[str, Any]:
-        """Listen first, ask then: the answer cannot be missed."""
-        asked: dict[str, Any] | None = None
-        view = _View(None)
-        async with asyncio.timeout(timeout_s), contextlib.aclosing(self._messages(view, {})) as messages:
-            async for message in messages:
-                list(view.apply(message))
-                if asked is None:
-                    asked = await asyncio.to_thread(self._post, "/rebuild", {"mode": mode})
-                elif message["type"] == "rebuilt" and message["token"] == asked["token"]:
-                    return asked | {"revision": message["revision"]}
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def list(self, **parameters: Any) -> CheckpointPage:
+        """As `CatalogClient.list`."""
+        return decode(await self._ask(list_request(parameters)), CheckpointPage)
+
+    async def iterate(self, **parameters: Any) -> AsyncIterator[CheckpointEntry]:
+        """As `CatalogClient.iterate`."""
+        asked: Mapping[str, Any] | None = {"page_size": LARGEST_PAGE} | parameters
+        while asked is not None:
+            page = await self.list(**asked)
+            for entry in page.checkpoints:
+                yield entry
+            asked = following(asked, page)
+
+    async def get(self, checkpoint_id: str) -> CheckpointDetail:
+        """As `CatalogClient.get`."""
+        return decode(await self._ask(detail_request(checkpoint_id)), CheckpointDetail)
+
+    async def tensors(self, checkpoint_id: str, **parameters: Any) -> Sequence[TensorInfo]:
+        """As `CatalogClient.tensors`."""
+        found: list[TensorInfo] = []
+        while True:
+            page = decode(await self._ask(tensors_request(checkpoint_id, parameters, len(found))), TensorPage)
+            found += page.tensors
+            if not page.tensors or len(found) >= page.total or "limit" in parameters:
+                return found
+
+    async def compare(self, *checkpoint_ids: str, **parameters: Any) -> Comparison:
+        """As `CatalogClient.compare`."""
+        return decode(await self._ask(compare_request(checkpoint_ids, parameters)), Comparison)
+
+    async def compare_text(self, *checkpoint_ids: str, media_type: str = "text/markdown", **parameters: Any) -> str:
+        """As `CatalogClient.compare_text`."""
+        return (await self._ask(compare_request(checkpoint_ids, parameters, media_type))).decode()
+
+    async def health(self) -> dict[str, Any]:
+        """As `CatalogClient.health`."""
+        return decode(await self._ask(HEALTH), dict[str, Any])
+
+    async def rebuild(self, mode: str = "sweep", *, wait: bool = False, timeout_s: float | None = None) -> Rebuild:
+        """As `CatalogClient.rebuild`, from within an event loop."""
+        if not wait:
+            return decode(await self._ask(rebuild_request(mode)), Rebuild)
+        asked: Rebuild | None = None
+        view = View()
+        async with (
+            asyncio.timeout(timeout_s),
+            self._http_for_stream() as http,
+            contextlib.aclosing(Follower(http, {}, view, _ignore).events()) as events,
+        ):
+            async for event, message in events:
+                view.event_id = event.id
+                if asked is None:  # listen first, ask then: the answer cannot be missed
+                    asked = decode(await self._ask(rebuild_request(mode)), Rebuild)
+                elif message.type == "rebuilt" and message.token == asked.token:
+                    return msgspec.structs.replace(asked, revision=message.revision)
         raise AssertionError("the stream of messages has no end")
 
-    def _get(self, path: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        return self._answer("GET", path, parameters)
-
-    def _post(self, path: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        return self._answer("POST", path, parameters)
-
-    def _answer(self, method: str, path: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ask(self, request: Request) -> bytes:
         try:
-            answer = self._http.request(method, path, params=_text(parameters))
-        except httpx.TransportError as error:
-            message = f"no daemon answers at {self._where} ({error}); start one with `ckptd serve`, or set CKPTD_URL"
-            raise ClientError(message) from error
-        _check(answer)
-        decoded: dict[str, Any] = msgspec.json.decode(answer.content)
-        return decoded
+            answer = await self._http.request(
+                request.method, request.path, params=query_of(request.parameters), headers={"Accept": request.accept}
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        await check_answer(answer)
+        return answer.content
 
 
 def find_daemon(state_dir: str, env: Mapping[str, str] | None = None) -> CatalogClient:
@@ -248,107 +364,8 @@ def find_daemon(state_dir: str, env: Mapping[str, str] | None = None) -> Catalog
     return CatalogClient(uds=path)
 
 
-class _View:
-    """What was told of one stream, so that a new snapshot can be told as its difference."""
-
-    def __init__(self, last_event_id: str | None) -> None:
-        self.event_id = last_event_id
-        self.retry_s: float | None = None
-        self._told: dict[str, int] = {}
-        """Id → revision of every entry told and not deleted since."""
-        self._shadow: dict[str, dict[str, Any]] | None = None
-        """A snapshot on its way. Nothing of it is told before it is whole."""
-
-    def interrupted(self) -> None:
-        """The connection ended; half a snapshot is worth nothing."""
-        self._shadow = None
-        self.retry_s = None
-
-    def apply(self, message: dict[str, Any]) -> Iterator[Change]:
-        """The changes that a message means."""
-        match message["type"]:
-            case "reset":
-                self._shadow = {}
-            case "batch" if self._shadow is not None:
-                self._shadow |= {entry["id"]: entry for entry in message["checkpoints"]}
-            case "complete":
-                yield from self._difference()
-                yield self._synced(message["revision"])
-            case "resumed":
-                yield self._synced(message["revision"])
-            case "upsert":
-                for entry in message["checkpoints"]:
-                    yield self._upsert(entry)
-            case "delete":
-                for gone in message["checkpoints"]:
-                    yield from self._delete(gone)
-
-    def _difference(self) -> Iterator[Change]:
-        snapshot, self._shadow = self._shadow or {}, None
-        # The event id is that of the whole snapshot: no single change of it may be resumed from.
-        event_id, self.event_id = self.event_id, None
-        for gone in [known for known in self._told if known not in snapshot]:
-            del self._told[gone]
-            yield Change(kind=ChangeKind.DELETE, id=gone, reason="absent")
-        for entry in snapshot.values():
-            if self._told.get(entry["id"]) != entry["revision"]:
-                yield self._upsert(entry)
-        self.event_id = event_id
-
-    def _upsert(self, entry: dict[str, Any]) -> Change:
-        self._told[entry["id"]] = entry["revision"]
-        return Change(kind=ChangeKind.UPSERT, id=entry["id"], entry=entry, event_id=self.event_id)
-
-    def _delete(self, gone: dict[str, Any]) -> Iterator[Change]:
-        known = self._told.pop(gone["id"], None)
-        # Under a filter the stream deletes what never matched; that is news only to one that may have known it.
-        if known is not None or gone["reason"] != "filtered":
-            yield Change(kind=ChangeKind.DELETE, id=gone["id"], reason=gone["reason"], event_id=self.event_id)
-
-    def _synced(self, revision: int) -> Change:
-        return Change(kind=ChangeKind.SYNCED, revision=revision, event_id=self.event_id)
-
-
-async def _events(answer: httpx.Response, view: _View) -> AsyncIterator[dict[str, Any]]:
-    """The messages of one response. The view's cursor moves with each, before it is told."""
-    data: list[str] = []
-    async for line in answer.aiter_lines():
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "data":
-            data.append(value)
-        elif field == "id":
-            view.event_id = value or None
-        elif field == "retry" and value.isdigit():
-            view.retry_s = int(value) / 1000
-        elif not line and data:
-            yield msgspec.json.decode("\n".join(data).encode())
-            data = []
-
-
-def _check(answer: httpx.Response) -> None:
-    if answer.is_success:
-        return
-    try:
-        problem = msgspec.json.decode(answer.content)
-    except msgspec.DecodeError:
-        problem = None
-    problem = problem if isinstance(problem, dict) else {}
-    detail = problem.get("detail", f"the daemon answered {answer.status_code}")
-    remedy = problem.get("remedy")
-    raise ClientError(f"{detail}; {remedy}" if remedy else detail, answer.status_code, problem)
-
-
-async def _check_async(answer: httpx.Response) -> None:
-    if not answer.is_success:
-        await answer.aread()
-        _check(answer)
-
-
-def _text(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Parameters as they are written in a URL; None stands for "not given"."""
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
+def _ignore(_: StreamStatus) -> None:
+    """Nobody asked how the watch stands."""
 
 
 def _kept_token(state_dir: str) -> str | None:

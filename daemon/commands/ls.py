@@ -2,7 +2,8 @@
 
 import argparse
 import itertools
-from typing import Any
+
+from ckptd.catalog.entry import CheckpointEntry
 
 from . import output
 from .connection import add_connection_arguments, connected
@@ -39,28 +40,27 @@ def run(options: argparse.Namespace) -> int:
     return FINE
 
 
-def metric_of(entry: dict[str, Any]) -> str:
+def metric_of(entry: CheckpointEntry) -> str:
     """The monitored metric, else the first, as `name=value`."""
-    name, value = entry["monitor"], entry["monitor_value"]
-    if value is None:
-        name, value = next(iter(entry["metrics"].items()), (None, None))
-    return "" if value is None else f"{name}={value:.4g}"
+    if entry.monitor_value is not None:
+        return f"{entry.monitor}={entry.monitor_value:.4g}"
+    return next((f"{name}={value:.4g}" for name, value in entry.metrics.items()), "")
 
 
-def _row(entry: dict[str, Any]) -> tuple[object, ...]:
+def _row(entry: CheckpointEntry) -> tuple[object, ...]:
     return (
-        entry["path"],
-        entry["health"],
-        entry["epoch"],
+        entry.path,
+        entry.health,
+        entry.epoch,
         metric_of(entry),
-        output.count(entry["n_parameters"]),
-        output.size(entry["size_bytes"]),
-        output.age(entry["modified_at"]),
-        entry["id"],
+        output.count(entry.n_parameters),
+        output.size(entry.size_bytes),
+        output.age(entry.modified_at),
+        entry.id,
     )
 
 
-def _line(entry: dict[str, Any]) -> tuple[object, ...]:
+def _line(entry: CheckpointEntry) -> tuple[object, ...]:
     """For programs: whole numbers and times as they are."""
     fields = ("id", "checkpoint_path", "health", "epoch", "global_step", "monitor", "monitor_value")
-    return tuple(entry[field] for field in (*fields, "size_bytes", "modified_at"))
+    return tuple(getattr(entry, field) for field in (*fields, "size_bytes", "modified_at"))

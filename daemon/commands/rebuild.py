@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         output.print_json(answer)
     elif options.wait:
-        print(f"rebuilt: {answer['mode']}, now at revision {answer['revision']}")
+        print(f"rebuilt: {answer.mode}, now at revision {answer.revision}")
     else:
-        print(f"rebuild begun: {answer['mode']}, token {answer['token']}")
+        print(f"rebuild begun: {answer.mode}, token {answer.token}")
     return FINE

@@ -23,7 +23,7 @@ from tests.daemon.command_line import CKPTD, TIMEOUT_S, ckptd, ckptd_json, damag
 from tests.faults.campaign import put
 from tests.faults.subjects import subjects
 
-COMMANDS = ("serve", "ls", "show", "validate", "metadata", "index", "watch", "rebuild", "token")
+COMMANDS = ("serve", "ls", "show", "diff", "validate", "metadata", "index", "watch", "rebuild", "token")
 
 
 # ---- the frame -----------------------------------------------------------------------------------------------------
