@@ -472,11 +472,11 @@ class Service:
         due, self._unindexed = self._unindexed, set()
         for root in self.roots:
             if root.name in due:
-                records = [record for record in self.catalog if record.entry.root == root.name]
-                await anyio.to_thread.run_sync(self._write_index, root, records)
+                await anyio.to_thread.run_sync(self._write_index, root, list(self.catalog))
 
-    def _write_index(self, root: Root, records: Sequence[Record]) -> None:
+    def _write_index(self, root: Root, everything: Sequence[Record]) -> None:
         """Runs in a thread."""
+        records = [record for record in everything if record.entry.root == root.name]
         if records and all(record.entry.health is Health.OFFLINE for record in records):
             return  # its disk is unmounted: what can be written to now is the bare directory beneath
         if not self._locks[root].held():
