@@ -1,5 +1,6 @@
 """Server-sent events, parsed from the bytes of a response (WHATWG HTML, 9.2.6), and what those of ckptd say."""
 
+import codecs
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
@@ -72,11 +73,9 @@ class EventParser:
         Raises:
             ClientError: an event has no end.
         """
-        if not self._begun and chunk:
-            self._begun = True
-            chunk = chunk.removeprefix(b"\xef\xbb\xbf")
-        lines = self._lines(chunk)
-        for line in lines:
+        for line in self._lines(chunk):
+            if not self._begun:
+                self._begun, line = True, line.removeprefix(codecs.BOM_UTF8)
             if line:
                 self._take(line)
                 continue

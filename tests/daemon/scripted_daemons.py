@@ -4,7 +4,7 @@ luck."""
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from tests.catalog.catalog_records import record_of
@@ -34,10 +34,13 @@ def snapshot(*entries: dict[str, Any], event_id: str, revision: int = 1) -> byte
     )
 
 
+Script = Sequence[bytes | object]
+
+
 class ScriptedDaemon:
     """One script after the other, for one connection each; the last one serves all further ones."""
 
-    def __init__(self, scripts: Sequence[Sequence[bytes | object]]) -> None:
+    def __init__(self, scripts: Sequence[Script | Callable[[str | None], Script]]) -> None:
         self.scripts = scripts
         self.requests: list[bytes] = []
         """Heads, in the order in which they came."""
@@ -59,6 +62,8 @@ class ScriptedDaemon:
         """One connection."""
         self.requests.append(await reader.readuntil(b"\r\n\r\n"))
         script = self.scripts[min(len(self.requests), len(self.scripts)) - 1]
+        if callable(script):
+            script = script(self.cursors()[-1])
         with contextlib.suppress(ConnectionError):
             for part in script:
                 if part is HOLD:
@@ -73,17 +78,24 @@ class ScriptedDaemon:
 
 @contextlib.asynccontextmanager
 async def scripted(
-    *scripts: Sequence[bytes | object], headers: bytes = b"", raw: bool = False
+    *scripts: Script | Callable[[str | None], Script], headers: bytes = b"", raw: bool = False
 ) -> AsyncIterator[ScriptedDaemon]:
     """Serve scripts on a free port of loopback.
 
     Args:
-        scripts: bodies of the answers, piece by piece; as `ScriptedDaemon` has them.
+        scripts: bodies of the answers, piece by piece, or what makes one of the cursor that was sent; as
+            `ScriptedDaemon` has them.
         headers: more of them, each with its line end.
         raw: the scripts begin with the status line.
     """
     head = HEAD % headers
-    daemon = ScriptedDaemon([script if raw else [head, *script] for script in scripts])
+
+    def with_head(script: Script | Callable[[str | None], Script]) -> Script | Callable[[str | None], Script]:
+        if callable(script):
+            return lambda cursor: [head, *script(cursor)]
+        return script if raw else [head, *script]
+
+    daemon = ScriptedDaemon([with_head(script) for script in scripts])
     server = await asyncio.start_server(daemon.answer, "127.0.0.1", 0)
     daemon.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
