@@ -27,6 +27,8 @@ MAX_HEAD_BYTES = 64 << 10
 """Of a request: its line and its headers."""
 MAX_BODY_BYTES = 64 << 10
 """No route takes a body. A small one is read and dropped, as some clients always send one."""
+LINGER_S = 2.0
+"""For a client that is refused to read why; until then what it sends is dropped, as a reset would lose the answer."""
 MAX_PIPELINED = 16
 """Requests that wait on one connection for the answers to those before them."""
 
@@ -99,6 +101,7 @@ class HttpConfig(uvicorn.Config):
         )
         self.limits = limits
         self.deadlines = Deadlines(limits.request_timeout_s)
+        self.lingering = Deadlines(min(LINGER_S, limits.request_timeout_s))
 
 
 class HttpServer(uvicorn.Server):
@@ -167,6 +170,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every request of the connection; uvicorn tells the last one."""
         self._deadlines.stop(self)
+        self.config.lingering.stop(self)
         for cycle in self._cycles:
             if not cycle.response_complete:
                 cycle.disconnected = True
@@ -199,7 +203,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = self._body_bytes = 0
-        self._deadlines.start(self)
+        if not self._refused:
+            self._deadlines.start(self)
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -281,7 +286,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._deadlines.stop(self)
-        self._deadlines.start(self)
+        self.config.lingering.start(self)
 
 
 class _Pipeline(list[tuple[RequestResponseCycle, Any]]):

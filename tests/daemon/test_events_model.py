@@ -342,7 +342,7 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _quick = settings(
-    max_examples=60,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -360,4 +360,4 @@ def test_every_client_ends_up_with_the_catalog(machine: type[StreamMachine]) -> 
 @pytest.mark.parametrize("machine", [StreamMachine, SteppedStreamMachine])
 def test_every_client_ends_up_with_the_catalog_over_many_runs(machine: type[StreamMachine]) -> None:
 
-    run_state_machine_as_test(machine, settings=settings(_quick, max_examples=400, stateful_step_count=60))
+    run_state_machine_as_test(machine, settings=settings(_quick, max_examples=2_000, stateful_step_count=60))
