@@ -170,8 +170,27 @@ class EventHub:
         self._enqueue(listener)
         try:
             await listener.sender.until_closed(receive)
+        except asyncio.CancelledError:
+            if not await self._dismissed(listener, send):
+                raise
         finally:
             self._forget(listener)
+
+    async def _dismissed(self, listener: Listener, send: Send) -> bool:
+        """Whether a listener could be told `bye` by a server that stops to wait for open streams.
+
+        uvicorn does so after `timeout_graceful_shutdown`, before it ends the lifespan that would have told it.
+        """
+        if listener.frame is not None:
+            return False  # it does not take what is under way to it
+        bye = self._single(listener, self._bye("shutdown"))
+        self._forget(listener)
+        try:
+            async with asyncio.timeout(CLOSING_GRACE_S):
+                await send(bye.message)
+        except (OSError, TimeoutError):
+            return False
+        return True
 
     def _enter(self, asked: Asked) -> Listener:
         opening = opening_of(self._catalog, asked)

@@ -3,7 +3,7 @@
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,7 +30,14 @@ class Contract:
         """(method, path, status) of what was checked."""
 
     def check(
-        self, method: str, url: str, status: int, headers: Mapping[str, str], body: bytes, prefix: str = ""
+        self,
+        method: str,
+        url: str,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        prefix: str = "",
+        kept: Collection[str] = (),
     ) -> None:
         """Fail where an answer is not declared as it is.
 
@@ -41,13 +48,14 @@ class Contract:
             headers: of the answer; names in lower case.
             body: of the answer, decompressed.
             prefix: under which the catalog is mounted.
+            kept: headers that a proxy keeps for itself.
         """
         path = urlsplit(url).path.removeprefix(prefix)
         declared = self._declared(method, path, status)
         if declared is None:
             assert status in (404, 405), f"{method} {path} is not declared and answers {status}"
             declared = self.document["components"]["responses"]["Problem"]
-        self._check_headers(declared, headers, f"{method} {path} {status}")
+        self._check_headers(declared, {**headers, **dict.fromkeys(kept, "")}, f"{method} {path} {status}")
         content = {} if method == "HEAD" else declared.get("content", {})
         if not content:
             assert body == b"", f"{method} {path} {status} is declared without a body"

@@ -1,4 +1,4 @@
-"""What schemathesis cannot know of the API: ids that exist, and what no schema can say. Loaded by schemathesis itself."""
+"""What schemathesis, which loads this, cannot know of the API: ids that exist, and what no schema can say."""
 
 import os
 import random
@@ -14,8 +14,10 @@ QUERIES = ("dbnet resn*", '"batch norm" -last', "hmean>0.8 size<10MB", "lr:0.1",
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-    """Of requests that are to be accepted: terms that the language of `q` has, ids that exist to compare, and no cursors,
-    which belong to one list alone. What is to be refused is sent as it is."""
+    """What is to be accepted has terms that the language of `q` knows, ids that exist to compare, and no cursors.
+
+    A cursor belongs to one list alone. What is to be refused is sent as it is.
+    """
     if case.meta is None or not case.meta.generation.mode.is_positive or not isinstance(case.query, dict):
         return
     chance = random.Random(repr(case.query))
