@@ -132,9 +132,12 @@ async def test_every_bad_value_is_a_problem_that_names_it(
 async def test_ids_that_never_were_or_are_gone_are_named(backend: FakeBackend, tmp_path: Path) -> None:
     ids = put_models(backend, tmp_path)
     async with serving(backend) as server, server.client() as http:
-        for odd in ("aaaaaaaaaaaaaaaa", "", "x" * 5000, "%FF%00", "..%2f..%2fetc%2fpasswd"):
+        for odd, status in (
+            *((odd, 404) for odd in ("aaaaaaaaaaaaaaaa", "x" * 5000, "..%2f..%2fetc%2fpasswd", "%00", "\N{SNOWMAN}")),
+            *((odd, 400) for odd in ("%FF", "%FF%00")),
+        ):
             unknown = await http.get(f"/checkpoints/compare?id={ids[0]}&id={odd}")
-            assert (unknown.status_code, unknown.json()["field"]) == (404, "id")
+            assert (unknown.status_code, unknown.json()["field"]) == (status, "id")
             assert len(unknown.content) < 1000
         backend.drop("1.ckpt")
         gone = await ask(http, ids)
