@@ -1,5 +1,6 @@
 """Behind nginx, under a prefix, with the guide's own configuration: the live stream's suite, sign-in, origins."""
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -7,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -66,7 +68,7 @@ class Site:
         ):
             assert documented in server, f"the guide's configuration has no {documented!r}"
             server = server.replace(documented, here)
-        self.config.write_text(WHOLE.format(top=top, server=server))
+        self.config.write_text(WHOLE.format(top=top, server=_with_squeezing(server)))
         self.log = top / "nginx.log"
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -98,6 +100,14 @@ class Site:
         self.process.wait()
         with self.daemon:
             pass
+
+
+def _with_squeezing(server: str) -> str:
+    """The same with a second location, at which nginx compresses streams instead of the daemon."""
+    location = server[server.index("    location") : server.rindex("}")]
+    squeezing = location.replace("/ckptd/ {", "/squeezed/ {\n        proxy_set_header Accept-Encoding '';")
+    assert squeezing != location
+    return server.replace(location, location + squeezing)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +169,18 @@ class TestBefore:
         other = site.headers | {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
         assert httpx.post(f"{site.url}/ckptd/rebuild", headers=own, trust_env=False).status_code == 202
         assert httpx.post(f"{site.url}/ckptd/rebuild", headers=other, trust_env=False).status_code == 403
+
+    def test_even_a_stream_that_nginx_compresses_is_passed_on_at_once(self, site: Site, door: Door) -> None:
+        """Because of `X-Accel-Buffering`: its compression is flushed for each event."""
+        squeezed = dataclasses.replace(door, url=f"{site.url}/squeezed")
+        with squeezed.listen({"Accept-Encoding": "gzip"}) as listening:
+            assert listening.response.headers["content-encoding"] == "gzip"
+            assert "x-accel-buffering" not in listening.response.headers
+            listening.until("heartbeat")
+            began = time.monotonic()
+            for _ in range(5):
+                listening.until("heartbeat")
+            assert time.monotonic() - began > 2 * HEARTBEAT_S
 
     def test_the_prefix_without_its_slash_leads_to_the_page(self, site: Site) -> None:
         moved = httpx.get(f"{site.url}/ckptd", headers=site.headers, trust_env=False)
