@@ -50,9 +50,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         tensors = {"w": torch.ones(4)} if name == "a" else {"w": torch.zeros(4)}
         safetensors.torch.save_file(tensors, outputs / f"{name}.safetensors.ckpt")
     with Daemon(outputs, home / "state", sidecars="off") as running:
-        running.wait_complete()
-        eventually(lambda: all(e["health"] == "valid" for e in running.entries().values()), "all are described")
-        assert len(running.entries()) == 6
+        eventually(lambda: [e["health"] for e in running.entries().values()] == ["valid"] * 6, "all are described")
         yield running
 
 
@@ -368,7 +366,7 @@ def test_a_daemon_that_goes_and_comes_back_is_told_on_standard_error(tmp_path: p
     save(outputs / "a.ckpt")
     daemon = Daemon(outputs, tmp_path / "state", sidecars="off")
     with daemon:
-        daemon.wait_complete()
+        eventually(daemon.entries, "it is listed")
         command = [CKPTD, "watch", "--json", "--state-dir", str(tmp_path / "state")]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with subprocess.Popen(command, text=True, env=environment(tmp_path), cwd=tmp_path, **pipes) as watch:

@@ -26,8 +26,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     for number in (1, 2):
         rename_in(home / f"outputs/dbnet/checkpoints/epoch={number}-hmean=0.{number}.ckpt", checkpoint_bytes(number))
     with Daemon(home / "outputs", home / "state", sidecars="off") as running:
-        running.wait_complete()
-        eventually(lambda: all(e["health"] == "valid" for e in running.entries().values()), "all are described")
+        eventually(lambda: [e["health"] for e in running.entries().values()] == ["valid"] * 2, "both are described")
         yield running
 
 
