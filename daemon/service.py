@@ -354,7 +354,7 @@ class Service:
         return tuple(
             root_status(self._trees[root], self._completeness, writable=self._sidecars.can_write(root))
             if root in self._trees
-            else RootStatus(path=root.name, online=os.path.isdir(root.path), watching=False, last_error="starting")
+            else RootStatus(path=root.name, online=True, watching=False, last_error="starting")
             for root in self.roots
         )
 

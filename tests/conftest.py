@@ -15,6 +15,8 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def _no_blocking_calls_on_the_loop() -> Iterator[BlockBuster]:
     """A blocking call made by our own code on the event loop fails the test that made it."""
-    with blockbuster_ctx(scanned_modules=["ckptd"]) as guard:
-        # stat and friends of single files are microseconds here and are allowed on the loop by name where used
+    # Not "ckptd": the name of the three packages has no path of its own, so nothing would be guarded.
+    with blockbuster_ctx(scanned_modules=["ckptd.daemon"]) as guard:
+        # It only asks for the working directory, and tests build settings and roots where they need them.
+        guard.functions["os.path.abspath"].deactivate()
         yield guard

@@ -174,15 +174,15 @@ async def test_the_daemon_is_found_by_the_environment_else_in_the_state_director
     state_dir = tmp_path / "state"
     state_dir.mkdir()
     with pytest.raises(ClientError, match="ckptd serve"):
-        find_daemon(str(state_dir), {})
+        await _in_thread(find_daemon, str(state_dir), {})
     async with serving(backend, uds=os.path.join(state_dir, "ckptd.sock")):
-        with find_daemon(str(state_dir), {}) as client:
+        with await _in_thread(find_daemon, str(state_dir), {}) as client:
             assert (await _in_thread(client.list)).total == 0
     backend = _restarted(backend)
     (state_dir / "token").write_text(TOKEN + "\n")
     async with serving(backend, AccessPolicy(TOKEN, hosts=frozenset({"localhost"}))) as server:
         for env in ({"CKPTD_URL": server.url, "CKPTD_TOKEN": TOKEN}, {"CKPTD_URL": server.url}):
-            with find_daemon(str(state_dir), env) as client:
+            with await _in_thread(find_daemon, str(state_dir), env) as client:
                 assert (await _in_thread(client.list)).total == 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import httpx
 import pytest
 import structlog
@@ -275,7 +276,7 @@ async def test_a_request_that_is_cut_off_before_its_answer_is_no_error(tmp_path:
         await asked.wait()
         tasks.cancel_scope.cancel()
     backend.metrics.take()
-    samples = samples_of(backend.metrics.exposition().decode())
+    samples = samples_of((await anyio.to_thread.run_sync(backend.metrics.exposition)).decode())
     assert total(samples, "ckptd_http_request_duration_seconds_count", status="2xx") == 1
     assert total(samples, "ckptd_http_request_duration_seconds_count", status="5xx") == 0
 
@@ -293,7 +294,7 @@ async def test_a_commit_that_fails_is_counted_as_such(tmp_path: pathlib.Path) ->
             full.full.set()
             await journal.submit(put(record_of("b.ckpt")))
             tasks.cancel_scope.cancel()
-    samples = samples_of(metrics.exposition().decode())
+    samples = samples_of((await anyio.to_thread.run_sync(metrics.exposition)).decode())
     for outcome in ("ok", "failed"):
         assert value(samples, "ckptd_state_commit_duration_seconds_count", outcome=outcome) == 1
 

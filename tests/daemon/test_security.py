@@ -177,7 +177,7 @@ async def test_after_a_reload_the_old_token_and_its_cookies_have_ended(backend: 
     kept.write_text(TOKEN)
     policy = AccessPolicy(TOKEN, hosts=LOOPBACK, token_path=str(kept))
     kept.write_text("another-token-of-enough-characters")
-    policy.reload()
+    await asyncio.to_thread(policy.reload)
     async with serving(backend, policy) as server, server.client() as http:
         old = await http.get("/checkpoints", headers={"Authorization": f"Bearer {TOKEN}"})
         new = await http.get("/checkpoints", headers={"Authorization": f"Bearer {kept.read_text()}"})
