@@ -394,7 +394,9 @@ class Service:
 
     async def _judge_again(self) -> None:
         """Have everything described again, in the background, where other questions are asked than at the last run."""
-        if self._pipeline is None or self._state.get_meta(JUDGED_BY) == self._judged_by:
+        if self._pipeline is None:
+            return
+        if await anyio.to_thread.run_sync(self._state.get_meta, JUDGED_BY) == self._judged_by:
             return
         self._judging = True
         if not len(self.catalog):
