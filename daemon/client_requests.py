@@ -5,12 +5,11 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from .client_types import CheckpointPage
 
 LARGEST_PAGE = 1000
 TENSORS_AT_ONCE = 10_000
+_COMMA_SEPARATED = frozenset(("health", "safety", "verified", "facets", "role", "tensor_change"))
 
 
 class Request(NamedTuple):
@@ -32,8 +31,6 @@ def list_request(parameters: Mapping[str, Any]) -> Request:
 
 def following(asked: Mapping[str, Any], page: CheckpointPage) -> Mapping[str, Any] | None:
     """Parameters of the page after this one; None where there is none."""
-    if page.next is msgspec.UNSET:
-        return {**asked, "page": page.page + 1} if page.page < page.total_pages else None
     if page.next is None:
         return None
     return {name: value for name, value in asked.items() if name not in ("page", "facets")} | {"after": page.next}
@@ -67,12 +64,15 @@ def _segment(checkpoint_id: str) -> str:
 
 
 def query_of(parameters: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """Parameters as they are written in a URL."""
-    given = {name: value for name, value in parameters.items() if value is not None}
-    return {
-        name: [_shown(each) for each in value] if isinstance(value, (list, tuple, set, frozenset)) else _shown(value)
-        for name, value in given.items()
-    }
+    """Parameters as they are written in a URL: several values as several parameters, or separated by commas."""
+    written: dict[str, str | list[str]] = {}
+    for name, value in parameters.items():
+        if isinstance(value, (list, tuple, set, frozenset)):
+            values = [_shown(each) for each in value]
+            written[name] = ",".join(values) if name in _COMMA_SEPARATED else values
+        elif value is not None:
+            written[name] = _shown(value)
+    return written
 
 
 def _shown(value: Any) -> str:

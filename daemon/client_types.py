@@ -36,7 +36,7 @@ class CheckpointPage(msgspec.Struct, frozen=True, kw_only=True):
     total_pages: int
     revision: int
     """Of the catalog that was asked."""
-    next: str | msgspec.UnsetType | None = msgspec.UNSET
+    next: str | None
     """Give it as `after` to get the next page, good whatever comes and goes; None where nothing follows."""
     facets: dict[str, tuple[FacetValue, ...]] | None = None
     """Counts by value, where they were asked for."""

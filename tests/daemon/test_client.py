@@ -120,11 +120,15 @@ async def test_filters_of_every_kind_are_written_as_the_daemon_reads_them(backen
     async with serving(backend) as server, AsyncCatalogClient(server.url) as client:
         for filters, total in (
             ({"exp_name": ["one", "two"]}, 2),
+            ({"health": ("valid", Health.WRITING)}, 3),
             ({"min_hmean": 0.6}, 1),
             ({"modified_after": dt.datetime(2001, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=2)))}, 2),
             ({"modified_after": dt.date(2001, 1, 1), "include_invalid": True, "q": None}, 2),
         ):
             assert (await client.list(**filters)).total == total
+        page = await client.list(facets=["exp_name", "health"])
+        assert page.facets is not None
+        assert [(value.value, value.count) for value in page.facets["health"]] == [("valid", 3)]
 
 
 @pytest.mark.parametrize("odd", ["", "..", ".", "../health", "a/b", "?x=1", "%2e%2e", "\udcff", "#"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import torch
 
@@ -80,6 +81,12 @@ async def test_an_unchanged_comparison_is_a_304_for_its_form_alone(backend: Fake
         assert (await http.get(url, headers=known | {"Accept": "text/csv"})).status_code == 200
         backend.put("other.ckpt")
         assert (await http.get(url, headers=known)).status_code == 304, "another checkpoint's change is none of these"
+        description = backend.descriptions[ids[0]]
+        read_through = msgspec.structs.replace(description.inspection, digest="blake3:0")
+        backend.descriptions[ids[0]] = msgspec.structs.replace(description, inspection=read_through)
+        anew = await http.get(url, headers=known)
+        assert anew.status_code == 200, "a file without checksums was read: its entry stays as it was"
+        known = {"If-None-Match": anew.headers["etag"]}
         backend.put("0.ckpt", epoch=77)
         assert (await http.get(url, headers=known)).status_code == 200
 

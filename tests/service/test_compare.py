@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 
 from ckptd.daemon.cli import main
-from tests.daemon.command_line import CKPTD, environment
+from tests.daemon.command_line import CKPTD, ckptd, environment
 from tests.service.daemons import DEADLINE_S, Daemon, eventually
 
 
@@ -223,9 +223,9 @@ def test_local_files_without_checksums_are_compared_by_their_digests_where_asked
     safetensors.torch.save_file({"w": torch.ones(4)}, first)
     (tmp_path / "b.safetensors").write_bytes(first.read_bytes())
     arguments = ("diff", "--local", "--in-process", "--only", "tensors", first, tmp_path / "b.safetensors")
-    unsure = command(tmp_path, *arguments)
+    unsure = ckptd(*arguments, home=tmp_path)
     assert (unsure.returncode, "--level checksum" in unsure.stderr) == (1, True)
-    assert command(tmp_path, *arguments, "--level", "checksum").returncode == 0
+    assert ckptd(*arguments, "--level", "checksum", home=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(
