@@ -33,7 +33,17 @@ def test_the_readme_names_every_command():
         assert f"`ckptd {command}" in readme
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/operations.md", "docs/troubleshooting.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/operations.md",
+        "docs/streaming.md",
+        "docs/troubleshooting.md",
+        "CONTRIBUTING.md",
+    ],
+)
 def test_every_link_leads_to_a_file_that_is_there(name):
     links = re.findall(r"\]\((?!https?://)([^)#]+)", read(name))
     missing = [link for link in links if not ((REPO / name).parent / link).exists()]
