@@ -112,6 +112,8 @@ def _strings(value: object) -> object:
 
 Paths = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
 Words = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
+
+
 def _by_root(value: object) -> object:
     return {ALL_ROOTS: value} if isinstance(value, str | list | tuple) else value
 

@@ -473,10 +473,11 @@ class WorkerPool:
 
 
 async def _work_for(request: DescribeRequest, files: OpenedFiles) -> Work:
-    if not request.shards:
-        return Work(request, files)
-    try:
-        with anyio.CancelScope(shield=True):  # what was made must reach whoever closes it
-            return Work(request, files, await anyio.to_thread.run_sync(list_of, request))
-    except OSError as error:
-        raise Unreadable(f"no descriptors left for a worker: {error.strerror}", error.errno) from error
+    listed = None
+    if request.shards:
+        try:
+            with anyio.CancelScope(shield=True):  # what was made must reach whoever closes it
+                listed = await anyio.to_thread.run_sync(list_of, request)
+        except OSError as error:
+            raise Unreadable(f"no descriptors left for a worker: {error.strerror}", error.errno) from error
+    return Work(request, files, listed)
