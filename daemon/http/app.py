@@ -87,7 +87,8 @@ class CatalogApp(Starlette):
 
     def _admit(self, scope: Scope, path: str) -> Response | None:
         if self._access.is_preflight(scope):
-            return Response(status_code=204, headers={"Access-Control-Allow-Methods": "GET, HEAD, POST"})
+            headers = {"Access-Control-Allow-Methods": "GET, HEAD, POST", "Cache-Control": "no-store"}
+            return Response(status_code=204, headers=headers)
         signed_in = self._access.sign_in(scope, path)
         if signed_in is None:
             self._access.check(scope, path)

@@ -15,7 +15,7 @@ from .events import GZIP_HEADERS, STREAM_HEADERS
 from .health import HealthRoutes
 from .openapi import ApiDescription
 from .page import FirstPage
-from .parameters import CHECKPOINT_ID, COMPATIBLE, EVENTS, LAST_EVENT_ID, LIST, REBUILD, STREAM, parse_events
+from .parameters import CHECKPOINT_ID, COMPATIBLE, EVENTS, LAST_EVENT_ID, LIST, REBUILD, STREAM, TOKEN, parse_events
 from .responses import JSON, accepts_gzip
 from .security import AccessPolicy
 from .tensors import TENSORS
@@ -45,7 +45,7 @@ def endpoints(backend: Backend, access: AccessPolicy) -> tuple[Endpoint, ...]:
     operating = (_rebuild(checkpoints), *_health(HealthRoutes(backend)))
     description = ApiDescription(access)
     first = FirstPage()
-    declared = (_first(first), *catalog, *operating, _openapi(description))
+    declared = (_first(first, access), *catalog, *operating, _openapi(description))
     description.of(declared)
     first.shows(declared)
     return declared
@@ -287,13 +287,21 @@ def _health(health: HealthRoutes) -> tuple[Endpoint, ...]:
     )
 
 
-def _first(page: FirstPage) -> Endpoint:
+def _first(page: FirstPage, access: AccessPolicy) -> Endpoint:
+    shown = Answer(description="For people.", media_type="text/html", headers=("Cache-Control",))
+    signed_in = Answer(
+        status=303,
+        description="With `token`: a cookie, and the address without the token.",
+        media_type=NO_CONTENT,
+        headers=("Location", "Set-Cookie", "Cache-Control"),
+    )
     return Endpoint(
         path="/",
         handler=page.index,
         name="get_page",
         summary="the page",
-        answers=(Answer(description="For people.", media_type="text/html", headers=("Cache-Control",)),),
+        parameters=() if access.is_open else (TOKEN,),
+        answers=(shown,) if access.is_open else (shown, signed_in),
         tag="service",
     )
 

@@ -240,6 +240,13 @@ class Gone(Problem):
     """The id under which the file is listed now."""
 
 
+class NotAcceptable(Problem):
+    """None of the media types that are accepted can be had."""
+
+    available: list[str]
+    """Those that can."""
+
+
 # ---- the data of events ----------------------------------------------------------------------------------------
 
 

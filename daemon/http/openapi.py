@@ -23,6 +23,8 @@ _REFERENCE = "#/components/schemas/{model}"
 _EXAMPLES = os.path.join(os.path.dirname(__file__), "examples.json")
 """What a real tree answered; tests/service/test_openapi.py writes it and holds it true."""
 HEADERS = {
+    "Access-Control-Allow-Headers": "What a page elsewhere may send.",
+    "Access-Control-Allow-Methods": "What a page elsewhere may ask for.",
     "Allow": "Methods that the path answers to.",
     "Cache-Control": "Whether and how the answer may be kept.",
     "Content-Encoding": "`gzip`, where asked for and worth it.",
@@ -47,6 +49,7 @@ _PROBLEMS = {
     421: "The request names a host that this catalog does not answer for.",
     503: "The service is not ready, or too many clients are connected.",
 }
+_PROBLEM_MODELS = {406: "NotAcceptable", 410: "Gone"}
 _PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 405: ("Allow",), 503: ("Retry-After",)}
 _ABOUT = """A live catalog of PyTorch checkpoints.
 
@@ -152,7 +155,11 @@ class _Operations:
 
     def _options(self, endpoint: Endpoint) -> dict[str, Any]:
         allowed = Answer(
-            status=204, description=endpoint.allow, media_type=NO_CONTENT, headers=("Allow", "Cache-Control")
+            status=204,
+            description=f"{endpoint.allow}. To a page of a named origin that asks whether it may: what it may.",
+            media_type=NO_CONTENT,
+            headers=("Cache-Control",),
+            may_have=("Allow", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers"),
         )
         of_path = {404 for parameter in endpoint.parameters if parameter.location == "path"}
         return {
@@ -260,7 +267,7 @@ def _problem_name(status: int) -> str:
 
 
 def _problem(status: int | None, description: str) -> dict[str, Any]:
-    model = "Gone" if status == 410 else "Problem"
+    model = _PROBLEM_MODELS.get(status or 0, "Problem")
     content = {problems.MEDIA_TYPE: {"schema": {"$ref": _REFERENCE.format(model=model)}}}
     required = ("Cache-Control", *_PROBLEM_HEADERS.get(status or 0, ()))
     headers = {name: _header(name, required=True) for name in required}
@@ -291,4 +298,5 @@ def _schemas(names: Iterable[str | None]) -> dict[str, Any]:
     """The schemas of models, and of all that they refer to."""
     from .wire_schema import schemas_of  # takes longer than all the rest, and nobody else needs it
 
-    return schemas_of([*(name for name in dict.fromkeys(names) if name is not None), "Problem", "Gone"], _REFERENCE)
+    wanted = [*(name for name in dict.fromkeys(names) if name is not None), "Problem", *_PROBLEM_MODELS.values()]
+    return schemas_of(wanted, _REFERENCE)

@@ -108,6 +108,8 @@ REBUILD = (
     ),
 )
 """Of `POST /rebuild`."""
+TOKEN = text("token", "signs a browser in; `ckptd token` prints the link", max_length=512)
+"""Of the page, where a token is needed; read by `security`, before any route."""
 LAST_EVENT_ID = Parameter(
     name="Last-Event-ID",
     description="the id of the last event that was read; browsers send it by themselves",

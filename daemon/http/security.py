@@ -28,6 +28,8 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ckptd"'}
+"""Of every 401 (RFC 9110, 15.5.2)."""
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -156,7 +158,7 @@ class AccessPolicy:
                 remedy="send `Authorization: Bearer <token>`, or open /?token=<token> in a browser; "
                 "`ckptd token` prints it",
                 field="Authorization",
-                headers={"WWW-Authenticate": 'Bearer realm="ckptd"'},
+                headers=_CHALLENGE,
             )
 
     def sign_in(self, scope: Scope, path: str) -> Response | None:
@@ -176,7 +178,11 @@ class AccessPolicy:
         self._check_host({name: value.decode("latin-1") for name, value in scope["headers"]})
         if not _equal(given[0], self._token):
             raise ProblemError(
-                401, "the token in the link is wrong", remedy="take the one that `ckptd token` prints", field="token"
+                401,
+                "the token in the link is wrong",
+                remedy="take the one that `ckptd token` prints",
+                field="token",
+                headers=_CHALLENGE,
             )
         rest = urlencode([(name, value) for name, value in query if name != "token"])
         home = scope.get("root_path", "") + "/"

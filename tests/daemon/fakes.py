@@ -23,6 +23,7 @@ from ckptd.daemon.status import CatalogStatus, RecentError, RootStatus, Status
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Inspection, TensorInfo
 from tests.catalog.catalog_records import drop, put, record_of
+from tests.service.contract import CheckedClient, contract
 
 COMPLETE_AS_OF = 1_760_000_000.0
 DEADLINE_S = 15.0
@@ -128,9 +129,10 @@ class Server:
         return "http://localhost" if isinstance(self.address, str) else f"http://127.0.0.1:{self.address[1]}"
 
     def client(self, **options: Any) -> httpx.AsyncClient:
-        """An HTTP client of the server."""
+        """An HTTP client of the server, which holds every answer against the description of the API."""
+        contract()  # once a session it takes a second, in which the loop would stand still
         transport = httpx.AsyncHTTPTransport(uds=self.address) if isinstance(self.address, str) else None
-        return httpx.AsyncClient(base_url=self.url, transport=transport, timeout=DEADLINE_S, **options)
+        return CheckedClient(base_url=self.url, transport=transport, timeout=DEADLINE_S, **options)
 
     async def listen(self, query: str = "", headers: str = "") -> "RawListener":
         """Open a live stream on a socket of its own."""

@@ -14,7 +14,6 @@ from ckptd.daemon.http import AccessPolicy
 from ckptd.daemon.http.endpoints import endpoints
 from ckptd.daemon.http.openapi import describe
 from ckptd.daemon.settings import Settings
-from tests.daemon.fakes import FakeBackend
 
 OTHER_REFUSALS = frozenset({405, 408, 413, 431, 500})
 """What the `default` answer stands for; everything else is declared by its status."""
@@ -53,7 +52,7 @@ class Contract:
         path = urlsplit(url).path.removeprefix(prefix)
         declared = self._declared(method, path, status)
         if declared is None:
-            assert status in (404, 405), f"{method} {path} is not declared and answers {status}"
+            assert status in (401, 403, 404, 405, 421), f"{method} {path} is not declared and answers {status}"
             declared = self.document["components"]["responses"]["Problem"]
         self._check_headers(declared, {**headers, **dict.fromkeys(kept, "")}, f"{method} {path} {status}")
         content = {} if method == "HEAD" else declared.get("content", {})
@@ -120,6 +119,8 @@ def _pattern(template: str) -> re.Pattern[str]:
 @functools.cache
 def contract(token: str | None = "0123456789abcdef0123456789abcdef") -> Contract:
     """The contract of a service that is read with a token, or of one that is open to all."""
+    from tests.daemon.fakes import FakeBackend  # it holds its own answers against this
+
     access = AccessPolicy(token, hosts=frozenset({"localhost"}))
     settings = Settings(roots=("/outputs",), state_dir="/state")
     return Contract(json.loads(json.dumps(describe(endpoints(FakeBackend(settings), access), access))))
@@ -130,3 +131,11 @@ def checked(response: httpx.Response, prefix: str = "") -> httpx.Response:
     request = response.request
     contract().check(request.method, str(request.url), response.status_code, response.headers, response.content, prefix)
     return response
+
+
+class CheckedClient(httpx.AsyncClient):
+    """A client whose every answer must be as the description says. Streams that are left open are not looked at."""
+
+    async def request(self, *args: Any, **options: Any) -> httpx.Response:
+        """See `httpx.AsyncClient`."""
+        return checked(await super().request(*args, **options))

@@ -15,6 +15,8 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
+from tests.service.contract import checked, contract
+
 DEADLINE_S = 30.0
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Everything here is plain HTTP: to load the certificates anew for each request takes longer than the request."""
@@ -119,9 +121,9 @@ class Daemon:
     # ---- asking it ---------------------------------------------------------------------------------------------
 
     def get(self, path: str, **parameters: object) -> httpx.Response:
-        """One request."""
+        """One request, whose answer must be as /openapi.json says."""
         shown = {k: str(v) for k, v in parameters.items()}
-        return httpx.get(self.url + path, params=shown, timeout=DEADLINE_S, verify=_NO_TLS)
+        return checked(httpx.get(self.url + path, params=shown, timeout=DEADLINE_S, verify=_NO_TLS))
 
     def health(self) -> dict[str, Any]:
         """What it says of itself."""
@@ -176,7 +178,9 @@ def _messages(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         if not line:
             if data:
-                yield json.loads("\n".join(data)) | {"_id": event_id}
+                message = json.loads("\n".join(data))
+                contract().validate("LiveMessage", message)
+                yield message | {"_id": event_id}
             data = []
         elif line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
