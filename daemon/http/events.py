@@ -8,7 +8,6 @@ import asyncio
 import collections
 import functools
 import logging
-import random
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,13 +18,11 @@ from ckptd.catalog.store import Batch, Catalog
 
 from ..loop import LoopMonitor, Phase
 from ..metrics import StreamCounts
-from . import sse
-from .announcements import Announcements
-from .frames import Changes, Frame, FrameCache, Group
+from .frames import Frame, Group
 from .listener import Asked, Listener, opening_of, seen_by
 from .rounds import Rounds
 from .sending import SenderFactory, sender_for
-from .snapshots import SnapshotReader, Snapshots
+from .source import FrameSource, bye
 from .sse import Cursor
 
 LIVE_PER_TURN = 128
@@ -78,15 +75,13 @@ class EventHub:
         self._send_timeout_s = send_timeout_s
         self._sender_factory = sender_factory
         self._monitor = monitor or LoopMonitor()
-        self._cache = FrameCache()
-        self._changes = Changes(catalog, self._cache)
-        self._snapshots = Snapshots(catalog, self._cache)
-        self._news = Announcements(self._cache, lambda: self.complete_as_of())
-        self._target: int = catalog.revision
-        """Everything up to here is being sent; later changes wait for the next round."""
+        self._source = FrameSource(catalog, lambda: self.complete_as_of())
+        self._news = self._source.news
         self._listeners: dict[Listener, None] = {}
         self._live: collections.deque[Listener] = collections.deque()
         self._starting: collections.deque[Listener] = collections.deque()
+        self._idle: list[Listener] = []
+        """Those that have everything: until the next round there is nothing to be done for them."""
         self._groups: weakref.WeakValueDictionary[tuple[str, bool], Group] = weakref.WeakValueDictionary()
         self._blocked: dict[Listener, None] = {}
         self._work = asyncio.Event()
@@ -114,7 +109,6 @@ class EventHub:
     async def run(self) -> None:
         """Broadcast until cancelled. Listeners are accepted while this runs."""
         try:
-            self._target = self._catalog.revision
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._keep_time())
                 while True:
@@ -132,8 +126,8 @@ class EventHub:
         Returns when all have ended. One that does not take its `bye` within the grace is cut off.
         """
         self._closing = True
-        for listener in self._listeners:
-            self._enqueue(listener)
+        self._wake_idle()
+        self._work.set()
         try:
             async with asyncio.timeout(CLOSING_GRACE_S):
                 while self._listeners:
@@ -161,8 +155,8 @@ class EventHub:
         if self._closing or self._tasks is None or len(self._listeners) >= self._max_listeners:
             self.counts.turned_away += 1
             full = len(self._listeners) >= self._max_listeners
-            bye = self._bye("too many listeners" if full else "shutdown")
-            await send((bye.gzipped(first=True) if asked.gzip else bye).message)
+            frame = bye("too many listeners" if full else "shutdown", len(self._listeners))
+            await send((frame.gzipped(first=True) if asked.gzip else frame).message)
             return
         listener = self._enter(asked)
         del asked  # thousands wait here for hours
@@ -183,11 +177,11 @@ class EventHub:
         """
         if listener.frame is not None:
             return False  # it does not take what is under way to it
-        bye = self._single(listener, self._bye("shutdown"))
+        last = self._source.bye(listener, "shutdown", len(self._listeners))
         self._forget(listener)
         try:
             async with asyncio.timeout(CLOSING_GRACE_S):
-                await send(bye.message)
+                await send(last.message)
         except (OSError, TimeoutError):
             return False
         return True
@@ -211,7 +205,7 @@ class EventHub:
     def _turn(self) -> bool:
         """Serve some listeners; True when there is more to do at once."""
         with self._monitor.phase(Phase.LIVE):
-            if self._rounds.is_due and not self._live:
+            if self._rounds.is_due:
                 self._begin_round()
             for _ in range(min(LIVE_PER_TURN, len(self._live))):
                 self._advance(self._live.popleft())
@@ -230,12 +224,14 @@ class EventHub:
 
     def _begin_round(self) -> None:
         self._rounds.begin()
-        self._target = self._catalog.revision
-        self._news.begin_round()
-        for listener in self._listeners:
-            if not listener.queued and listener.blocked_since is None:
-                listener.queued = True
-                (self._starting if listener.is_starting else self._live).append(listener)
+        self._source.begin_round()
+        self._wake_idle()
+
+    def _wake_idle(self) -> None:
+        # Those that were not yet served in the last round are at the head, and are served up to the new target:
+        # with 10,000 listeners nobody waits for two rounds of 100 ms.
+        self._live += self._idle
+        self._idle.clear()
 
     def _advance(self, listener: Listener) -> None:
         """Finish what is under way to a listener, and start the next frame; one that must wait calls back."""
@@ -246,8 +242,9 @@ class EventHub:
             if listener.frame is None:
                 frame = listener.frame = self._next_frame(listener)
                 if frame is None:
+                    self._rest(listener)
                     return
-                delivered = listener.sender.write(frame.message)
+                delivered = listener.sender.write(frame)
             else:
                 delivered = listener.sender.resume()
         except Exception as error:  # noqa: BLE001 - whatever breaks one stream must not end the broadcaster
@@ -272,90 +269,20 @@ class EventHub:
             listener.cursor = frame.cursor
         if frame.is_final:
             self._forget(listener)
-        elif (
-            listener.cursor < self._target
-            or listener.is_starting
-            or listener.announced < self._news.round
-            or self._closing
-        ):
-            self._enqueue(listener)
+        else:
+            self._rest(listener)
 
     def _next_frame(self, listener: Listener) -> Frame | None:
         if self._closing:
-            return self._single(listener, self._bye("shutdown"))
-        if listener.is_starting:
-            return self._starting_frame(listener)
-        group, target = listener.group, self._target
-        while listener.cursor < target:
-            if group.cursor == listener.cursor and group.target == target and group.frame is not None:
-                frame = group.frame
-            elif self._catalog.can_resume(listener.cursor):
-                frame = self._changes.frame(listener.cursor, target, group)
-            else:
-                return self._single(listener, self._start_snapshot(listener, "cursor too old"))
-            if frame.size:
-                return frame
-            assert frame.cursor is not None
-            listener.cursor = frame.cursor
-        if listener.announced < self._news.round:
-            return self._announcements(listener)
-        return None
+            return self._source.bye(listener, "shutdown", len(self._listeners))
+        return self._source.next_frame(listener)
 
-    # ---- those who start -----------------------------------------------------------------------------------
-
-    def _starting_frame(self, listener: Listener) -> Frame | None:
-        if listener.snapshot is not None:
-            return self._snapshot_frame(listener, listener.snapshot)
-        opening, listener.opening = listener.opening, None
-        assert opening is not None
-        frame = self._opened(listener, opening)
-        return frame.gzipped(first=True) if listener.group.gzip else frame
-
-    def _opened(self, listener: Listener, opening: str | Cursor) -> Frame:
-        # Asked again: the log may have moved on between the request and this turn.
-        if isinstance(opening, Cursor):
-            if opening.instance == self._catalog.instance and self._catalog.can_resume(opening.revision):
-                listener.is_starting = False
-                return Frame(sse.resumed(opening), opening.revision)
-            opening = "cursor too old"
-        return self._start_snapshot(listener, opening)
-
-    def _start_snapshot(self, listener: Listener, reason: str) -> Frame:
-        group, at_least = listener.group, max(listener.seen, listener.cursor)
-        listener.snapshot = self._snapshots.begin(group.view, at_least, gzip=group.gzip)
-        listener.is_starting = True
-        return Frame(sse.reset(reason))
-
-    def _snapshot_frame(self, listener: Listener, snapshot: SnapshotReader) -> Frame | None:
-        frame = self._snapshots.next_frame(snapshot)
-        if frame is None:  # its filter is still at work
+    def _rest(self, listener: Listener) -> None:
+        """Have it wait its turn if there is more for it, else for the next round."""
+        if self._closing or self._source.has_more(listener):
             self._enqueue(listener)
-        elif frame.cursor is not None:  # complete
-            self._end_snapshot(listener)
-            listener.is_starting = False
-        return frame
-
-    def _end_snapshot(self, listener: Listener) -> None:
-        if listener.snapshot is not None:
-            self._snapshots.end(listener.snapshot)
-            listener.snapshot = None
-
-    # ---- frames for one or for all -------------------------------------------------------------------------
-
-    def _single(self, listener: Listener, frame: Frame) -> Frame:
-        """A frame for this listener alone. The first one of its stream begins the compression."""
-        return frame.gzipped(first=listener.opening is not None) if listener.group.gzip else frame
-
-    def _announcements(self, listener: Listener) -> Frame:
-        since, listener.announced = listener.announced, self._news.round
-        at = Cursor(self._catalog.instance, listener.cursor, listener.group.view.filter_hash)
-        return self._news.frame(since, at, gzip=listener.group.gzip)
-
-    def _bye(self, reason: str) -> Frame:
-        # Spread out, so that all do not come back in the same moment.
-        spread_ms = max(2_000, len(self._listeners))
-        first_ms = 500 if reason == "shutdown" else 10_000
-        return Frame(sse.bye(reason, first_ms + random.randrange(spread_ms)), final=True)  # noqa: S311
+        else:
+            self._idle.append(listener)
 
     # ---- wake-ups ------------------------------------------------------------------------------------------
 
@@ -399,7 +326,7 @@ class EventHub:
             if now - listener.blocked_since >= self._send_timeout_s:
                 self.counts.timed_out += 1
                 self._cut_off(listener)
-        self._snapshots.unpin_slow(now)
+        self._source.snapshots.unpin_slow(now)
 
     def _cut_off(self, listener: Listener) -> None:
         listener.sender.abandon()
@@ -411,5 +338,5 @@ class EventHub:
         self.counts.listeners = len(self._listeners)
         self._blocked.pop(listener, None)
         listener.has_gone = True
-        self._end_snapshot(listener)
+        self._source.forget(listener)
         self._gone.set()

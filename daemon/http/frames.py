@@ -25,9 +25,9 @@ class View(NamedTuple):
 
 
 class Frame:
-    """Bytes to send, ready for ASGI, and where they bring the reader."""
+    """Bytes to send, and where they bring the reader."""
 
-    __slots__ = ("cursor", "is_final", "message", "size")
+    __slots__ = ("_message", "chunk", "cursor", "is_final", "size")
 
     def __init__(self, body: bytes, cursor: int | None = None, *, final: bool = False) -> None:
         """Args:
@@ -35,15 +35,28 @@ class Frame:
         cursor: the reader's revision once the frame is delivered; None: it stays where it is.
         final: it ends the response.
         """
-        self.message: dict[str, Any] = {"type": "http.response.body", "body": body, "more_body": not final}
+        self.chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+        """The body as HTTP/1.1 sends it where the length of the whole is not known (RFC 9112, 7.1)."""
         self.cursor = cursor
         self.is_final = final
         self.size = len(body)
+        self._message: dict[str, Any] | None = None
+
+    @property
+    def body(self) -> bytes:
+        """What is sent."""
+        return self.chunk[-self.size - 2 : -2]
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The same for ASGI; made once, where it is asked for."""
+        if self._message is None:
+            self._message = {"type": "http.response.body", "body": self.body, "more_body": not self.is_final}
+        return self._message
 
     def gzipped(self, *, first: bool = False) -> "Frame":
         """The same for a reader that asked for gzip; its first frame begins the stream."""
-        body = (GZIP_HEADER if first else b"") + shared_piece(self.message["body"])
-        return Frame(body, self.cursor, final=self.is_final)
+        return Frame((GZIP_HEADER if first else b"") + shared_piece(self.body), self.cursor, final=self.is_final)
 
 
 class Group:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from starlette.types import Receive, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from .frames import Frame
 
 SEND_BUFFER_BYTES = 128 << 10
 """Kernel buffer for each listener. By default one that never reads holds 4 MB of kernel memory."""
@@ -18,8 +21,8 @@ SEND_BUFFER_BYTES = 128 << 10
 class Sender(Protocol):
     """One listener's way out. At most one message is under way."""
 
-    def write(self, message: dict[str, Any]) -> bool:
-        """Begin to send `message`; True when it is delivered already, else the sender calls back when to `resume`."""
+    def write(self, frame: Frame) -> bool:
+        """Begin to send `frame`; True when it is delivered already, else the sender calls back when to `resume`."""
         ...
 
     def resume(self) -> bool:
@@ -46,9 +49,11 @@ def sender_for(send: Send, on_ready: Callable[[], None], tasks: asyncio.TaskGrou
     (time-outs and cancel scopes do). uvicorn's `send` waits for nothing but one event, and that only while the
     client does not read; of any other server or of middleware between, nothing is assumed.
     """
-    connection = getattr(send, "__self__", None)
-    if connection is not None and type(connection).__module__.startswith("uvicorn.protocols.http."):
-        return SteppedSender(send, on_ready, getattr(connection, "transport", None))
+    cycle = getattr(send, "__self__", None)
+    if isinstance(cycle, RequestResponseCycle):
+        return ChunkSender(cycle, on_ready)
+    if cycle is not None and type(cycle).__module__.startswith("uvicorn.protocols.http."):
+        return SteppedSender(send, on_ready, getattr(cycle, "transport", None))
     return TaskSender(send, on_ready, tasks)
 
 
@@ -65,9 +70,9 @@ class SteppedSender:
         if transport is not None:
             _limit_send_buffer(transport)
 
-    def write(self, message: dict[str, Any]) -> bool:
+    def write(self, frame: Frame) -> bool:
         """See `Sender`."""
-        coroutine = self._send(message)
+        coroutine = self._send(frame.message)
         try:
             waits_for = coroutine.send(None)  # type: ignore[attr-defined]  # typed Awaitable, a coroutine in uvicorn
         except StopIteration:
@@ -114,6 +119,28 @@ class SteppedSender:
         self._on_ready()
 
 
+class ChunkSender(SteppedSender):
+    """Writes a chunk that is ready to uvicorn's transport, as its `send()` would; a third less CPU for a delivery.
+
+    Whatever is not plain goes by `send()`: while the client does not read, after it has gone, and at the end.
+    """
+
+    __slots__ = ("_cycle", "_write")
+
+    def __init__(self, cycle: RequestResponseCycle, on_ready: Callable[[], None]) -> None:
+        super().__init__(cycle.send, on_ready, cycle.transport)  # type: ignore[arg-type]  # messages typed more closely
+        self._cycle = cycle
+        self._write = cycle.transport.write
+
+    def write(self, frame: Frame) -> bool:
+        """See `Sender`."""
+        cycle = self._cycle
+        if cycle.flow.write_paused or cycle.disconnected or frame.is_final or not cycle.chunked_encoding:
+            return super().write(frame)
+        self._write(frame.chunk)
+        return True
+
+
 class TaskSender:
     """Sends in a task for each message; for servers of which nothing is known but ASGI."""
 
@@ -124,9 +151,9 @@ class TaskSender:
         self._task: asyncio.Task[bool] | None = None
         self._closed = asyncio.Event()
 
-    def write(self, message: dict[str, Any]) -> bool:
+    def write(self, frame: Frame) -> bool:
         """See `Sender`."""
-        self._task = self._tasks.create_task(self._deliver(message))
+        self._task = self._tasks.create_task(self._deliver(frame.message))
         self._task.add_done_callback(lambda _: self._on_ready())
         return False
 
