@@ -137,7 +137,7 @@ def run_query(snapshot: Snapshot, query: Query, lines: Lines | None = None) -> P
     Raises:
         QueryError: as `Query.check`.
     """
-    from .views import page_of, parts_of
+    from .views import page_of, parts_of  # which cut their pages with what is here
 
     query.check()
     return page_of(query, [part.make(snapshot, lines) for part in parts_of(query)])

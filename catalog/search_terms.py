@@ -11,7 +11,7 @@ from ckptd.validators.findings import CATALOGUE
 from ckptd.validators.inspection import Format, Level, Safety
 
 from .entry import CheckpointEntry, Health, MetadataSource, Record
-from .metric_names import value_of
+from .metric_names import SLOTS, metric_key
 from .search_text import fold, key_tokens, number_word, value_token, words_of
 
 Test = Callable[[Record], bool]
@@ -65,9 +65,10 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
 
     def in_entry(self, record: Record, text: str) -> bool:
         """Whether the entry alone makes it hold. `text` is its `entry_text`; negation is not looked at."""
-        if self.literal is not None and self.literal in text and (self.pattern is None or self.pattern.search(text)):
+        if self.test is not None and self.test(record):
             return True
-        return self.test is not None and self.test(record)
+        literal = self.literal
+        return literal is not None and literal in text and (self.pattern is None or bool(self.pattern.search(text)))
 
     def in_line(self, text: str) -> bool:
         """Whether a line of tokens makes it hold; negation is not looked at."""
@@ -110,10 +111,14 @@ class WordTerm:
 
     @staticmethod
     def pair(name: str, value: str, body: str) -> Term:
-        """A key with its value in the line, a metric of that value, or the same characters in the entry's text."""
+        """A key with its value in the line, a metric of that value, or the same characters in the entry's text.
+
+        Most pairs are of keys: with a colon, only a range or a name of ours or `metrics.` makes it a metric's.
+        """
         literal = fold(body.replace('"', ""))
-        phrases = _pairs(name, value)
-        return Term(canonical=f"pair {literal}", literal=literal, phrases=phrases, test=_metric_is(name, value))
+        is_metric = f"{name}=" in body or name.startswith("metrics.") or ".." in value or metric_key(name) in SLOTS
+        test = _metric_is(name, value) if is_metric else None
+        return Term(canonical=f"pair {literal}", literal=literal, phrases=_pairs(name, value), test=test)
 
 
 def _beginnings(body: str) -> tuple[Phrase, ...]:
@@ -132,8 +137,10 @@ def _pairs(name: str, value: str) -> tuple[Phrase, ...]:
     keys = key_tokens(name)
     if not keys:
         return ()
+    if value == "*":
+        return (Phrase(" ".join(keys)),)
     if value.endswith("*"):
-        return (Phrase(" ".join([*keys, f"={value_token(value[:-1])[1:]}" if value[:-1] else "="]), is_prefix=True),)
+        return (Phrase(" ".join([*keys, value_token(value[:-1])]), is_prefix=True),)
     wanted = "null" if fold(value) in ("none", "null") else value
     return (Phrase(" ".join([*keys, value_token(wanted)])),)
 
@@ -144,10 +151,8 @@ def _metric_is(name: str, value: str) -> Test | None:
         bounds = float(low), float(high if dots else low)
     except ValueError:
         return None
-    metric = name.removeprefix("metrics.")
-    return lambda record: (
-        (known := value_of(record.entry.metrics, metric)) is not None and (bounds[0] <= known <= bounds[1])
-    )
+    get = _metric(name)
+    return lambda record: (known := get(record)) is not None and bounds[0] <= known <= bounds[1]
 
 
 def exact_pair(name: str, value: str, body: str, token: str) -> Term | None:
@@ -298,8 +303,20 @@ def _getter(name: str) -> Callable[[Record], float | None]:
     if name in NUMERIC:
         field = NUMERIC[name][0]
         return lambda record: getattr(record.entry, field)
-    metric = name.removeprefix("metrics.")
-    return lambda record: value_of(record.entry.metrics, metric)
+    return _metric(name)
+
+
+def _metric(name: str) -> Callable[[Record], float | None]:
+    """As `metric_names.value_of`, with its other name looked up once."""
+    known_as = name.removeprefix("metrics.")
+    slot = metric_key(known_as)
+
+    def get(record: Record) -> float | None:
+        metrics = record.entry.metrics
+        value = metrics.get(known_as)
+        return metrics.get(slot) if value is None else value
+
+    return get
 
 
 def _number_bounds(text: str, *, units: dict[str, int], token: str) -> _Bounds:

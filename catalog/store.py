@@ -117,6 +117,18 @@ def id_of(item: LogItem) -> CheckpointId:
     return item.id if isinstance(item, Tombstone) else item.entry.id
 
 
+def net_changes(changes: Iterable[Replacement]) -> tuple[list[Record], list[Record]]:
+    """What changes come to, in their order: the records that a list had before, and those that it has now."""
+    first: dict[CheckpointId, Record | None] = {}
+    last: dict[CheckpointId, Record | None] = {}
+    for before, after in changes:
+        record = before or after
+        if record is not None:
+            first.setdefault(record.entry.id, before)
+            last[record.entry.id] = after
+    return [r for r in first.values() if r is not None], [r for r in last.values() if r is not None]
+
+
 class Catalog:
     """The log of one instance, in memory. Not thread-safe: one thread prepares and publishes."""
 
@@ -377,9 +389,8 @@ class Catalog:
         if count > len(self._replaced):
             self._newest = None
             return
-        last = list(itertools.islice(self._replaced, len(self._replaced) - count, None))
-        removed = [before for before, _ in last if before is not None]
-        added = [after for _, after in last if after is not None]
+        last = itertools.islice(self._replaced, len(self._replaced) - count, None)
+        removed, added = net_changes(last)
         self._newest = replace_items(self._newest, removed, added, newest_first)
 
     def _forget_tombstones(self) -> None:

@@ -49,9 +49,10 @@ class Texts:
         self._finder: sqlite3.Connection | None = None
         self._looker: sqlite3.Connection | None = None
         """For single lines, asked for by the event loop: it must not wait for a search."""
-        self._added = 0
+        self._added: list[int] = []
+        """Keys of the lines that were added since the start, in their order, whatever file has them."""
         self._numbers: dict[int, int] = {}
-        """Of the lines that were added since the start; in the order in which they came, whatever file they are in."""
+        """Key → how many lines had been added with it."""
         self._recent: collections.OrderedDict[int, str] = collections.OrderedDict()
         self._recent_characters = 0
         self.is_indexed = False
@@ -81,7 +82,7 @@ class Texts:
 
     def find(self, term: Term) -> Found:
         """See `Lines`. A state that cannot be read has nothing."""
-        head = self._added  # what is counted is committed: it is found, or it comes later and is judged by itself
+        head = len(self._added)  # what is counted is committed: it is found, or it comes later and is judged by itself
         with self._finding:
             if self._finder is None:
                 return Found(frozenset(), head)
@@ -95,6 +96,10 @@ class Texts:
     def number_of(self, key: int) -> int | None:
         """See `Lines`."""
         return self._numbers.get(key)
+
+    def added_after(self, number: int) -> list[int]:
+        """See `Lines`."""
+        return self._added[number:]
 
     def line(self, key: int) -> str | None:
         """See `Lines`: 20 µs if it is not one of the last."""
@@ -148,8 +153,8 @@ class Texts:
     def _remember(self, key: int, line: str) -> None:
         self._recent[key] = line
         self._recent_characters += len(line)
-        self._numbers[key] = self._added + 1
-        self._added += 1
+        self._added.append(key)
+        self._numbers[key] = len(self._added)
         while self._recent_characters > RECENT_CHARACTERS:
             _, oldest = self._recent.popitem(last=False)
             self._recent_characters -= len(oldest)

@@ -1,9 +1,8 @@
 """Checkpoints: the list, one in full, its tensors, and the stream that ends."""
 
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
-import anyio
 import anyio.to_thread
 import msgspec
 from starlette.datastructures import QueryParams
@@ -14,21 +13,19 @@ from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId, Record
 from ckptd.catalog.query import Page, Query
 from ckptd.catalog.store import Tombstone
-from ckptd.catalog.views import FacetView, Part, View, Views, page_of, parts_of
 
 from . import sse
 from .backend import Backend
 from .compression import GzipStream
+from .pages import Pages
 from .parameter_types import read_parameters
 from .parameters import parse_list, parse_rebuild, parse_stream
 from .problems import ProblemError, rfc3339
 from .responses import JSON, accepts_gzip, etag_of, is_current, json_response, not_modified
 from .tensors import parse_tensors, table_of
 
-MAKERS = 2
-"""Threads that make lists: more of them would only take turns, and the event loop would wait for each."""
 IN_THREAD_FROM = 5_000
-"""Entries or tensors from which work leaves the event loop (sorting 100,000 takes 20 to 56 ms)."""
+"""Tensors from which work leaves the event loop."""
 DETAIL_OF_DESCRIPTION = ("findings", "metadata", "provenance", "user", "sidecar", "config")
 """What one checkpoint in full shows besides its entry."""
 DETAIL_OF_INSPECTION = (
@@ -64,9 +61,7 @@ class CheckpointRoutes:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._catalog = backend.catalog
-        self._views = Views(backend.catalog)
-        self._making: dict[Hashable, anyio.Event] = {}
-        self._makers = anyio.CapacityLimiter(MAKERS)
+        self._pages = Pages(backend.catalog, backend.lines)
 
     async def list(self, request: Request) -> Response:
         """One page of entries."""
@@ -123,35 +118,8 @@ class CheckpointRoutes:
         return await json_response(request, body, headers)
 
     async def page(self, query: Query) -> Page:
-        """The page that a query asks for, cut out of lists that are kept current; made where they are not kept yet.
-
-        Raises:
-            ProblemError: its cursor belongs to another list.
-        """
-        parts = parts_of(query)
-        made = [self._views.current(part) or await self._made(part) for part in parts]
-        # What was at hand may have become old while the rest was made.
-        return page_of(query, [self._views.current(part) or view for part, view in zip(parts, made, strict=True)])
-
-    async def _made(self, part: Part) -> View | FacetView:
-        """Make a part of a page, once for all who ask for it meanwhile."""
-        while (event := self._making.get(part.key)) is not None:
-            await event.wait()
-            view = self._views.current(part)
-            if view is not None:
-                return view
-        done = self._making[part.key] = anyio.Event()
-        try:
-            snapshot, lines = self._catalog.snapshot(), self._backend.lines
-            if len(snapshot.records) < IN_THREAD_FROM and not (lines is not None and part.needs_index):
-                view = part.make(snapshot, lines)
-            else:
-                view = await anyio.to_thread.run_sync(part.make, snapshot, lines, limiter=self._makers)
-            self._views.keep(part, view)
-            return view
-        finally:
-            del self._making[part.key]
-            done.set()
+        """The page that a query asks for."""
+        return await self._pages.page(query)
 
     def record_of(self, given: str) -> Record:
         """The record of an id that a client sent.

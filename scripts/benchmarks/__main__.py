@@ -11,6 +11,7 @@ BENCHMARKS = {
     "build": "a cold process until all is listed",
     "live": "from rename to event",
     "fanout": "one event to 1,000 and 10,000 listeners, beside nchan and sse-starlette; --soak: for minutes",
+    "list": "pages, searches and facets of 100,000 entries, quiet and while entries change",
     "snapshot": "200 clients take 100,000 entries while others listen",
     "validate": "ckptd validate on 10,000 small checkpoints",
     "faults": "the fault campaign: who finds what, as a Markdown table",

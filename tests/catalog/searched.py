@@ -29,6 +29,10 @@ class LinesInMemory:
         """See `Lines`."""
         return [*self.lines].index(key) + 1 if key in self.lines else None
 
+    def added_after(self, number: int) -> list[int]:
+        """See `Lines`."""
+        return [*self.lines][number:]
+
     def line(self, key: int) -> str | None:
         """See `Lines`."""
         return self.lines.get(key)
