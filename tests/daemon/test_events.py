@@ -25,9 +25,10 @@ from starlette.routing import Mount
 
 from ckptd.catalog.entry import Health
 from ckptd.catalog.store import Catalog, Retention
-from ckptd.daemon.http import AccessPolicy, build_app
+from ckptd.daemon.http import AccessPolicy, build_app, events
 from ckptd.daemon.http.compression import GZIP_HEADER, shared_piece
 from ckptd.daemon.http.frames import View
+from ckptd.daemon.http.sending import SteppedSender
 from ckptd.daemon.settings import Settings
 from tests.catalog.catalog_records import put, record_of
 from tests.daemon.fakes import FakeBackend, RawListener, Server, serving, until
@@ -333,6 +334,31 @@ async def test_superseded_states_are_skipped_and_the_last_one_is_told(tmp_path: 
                 seen += [entry["epoch"] for entry in message.data.get("checkpoints", [])]
         assert seen == sorted(seen)
         assert len(seen) <= 3
+
+
+async def test_those_who_still_wait_in_a_round_are_told_what_came_meanwhile_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thousands of listeners a round takes 100 ms: nobody waits for two of them."""
+    monkeypatch.setattr(events, "LIVE_PER_TURN", 1)
+    backend = backend_of(tmp_path, coalesce_ms=0, sender_factory=lambda send, ready, _: SteppedSender(send, ready))
+    async with serving(backend):
+        states = [ClientState() for _ in range(4)]
+        listeners = [InProcessListener(state).connect(backend.hub, View("0", lambda _: True), None) for state in states]
+        await until(lambda: all(state.whole for state in states))
+        backend.put("a.ckpt")
+        while all(state.revision == 0 for state in states):  # noqa: ASYNC110 - each turn of the loop counts
+            await asyncio.sleep(0)
+        backend.put("b.ckpt")
+        await until(lambda: all(state.revision == 2 for state in states))
+        told = [
+            [len(message.data["checkpoints"]) for message in listener.messages if message.type == "upsert"]
+            for listener in listeners
+        ]
+        assert told == [[1, 1], [2], [2], [2]]
+        for listener in listeners:
+            await listener.leave()
+            assert listener.failure is None
 
 
 async def test_a_rebuild_that_ended_while_a_listener_was_away_is_told_on_return(tmp_path: Path) -> None:
