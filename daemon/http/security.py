@@ -169,7 +169,8 @@ class AccessPolicy:
         Raises:
             ProblemError: 401 for a wrong token, 421 for a wrong host.
         """
-        if self._token is None or path != "/" or scope["method"] != "GET" or b"token=" not in scope["query_string"]:
+        is_visit = path == "/" and scope["method"] in ("GET", "HEAD") and b"token=" in scope["query_string"]
+        if self._token is None or not is_visit:
             return None
         query = parse_qsl(scope["query_string"].decode("latin-1"))
         given = [value for name, value in query if name == "token"]

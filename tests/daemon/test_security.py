@@ -158,7 +158,8 @@ async def test_the_link_signs_a_browser_in_by_a_cookie_that_is_not_the_token(bac
         name = cookie.partition("=")[0]
         assert (await http.get("/checkpoints", headers={"Cookie": f"{name}=guess"})).status_code == 401
         assert (await http.get("/checkpoints", headers={"Cookie": "=;;="})).status_code == 401
-        assert (await http.get("/?token=wrong")).status_code == 401
+        for method in ("GET", "HEAD"):
+            assert (await http.request(method, "/?token=wrong")).status_code == 401
 
 
 def test_cookies_of_two_daemons_on_one_host_have_different_names() -> None:

@@ -17,7 +17,7 @@ from tests.service.daemons import eventually
 from tests.service.token_daemons import TokenDaemon
 
 REPO = pathlib.Path(__file__).parents[2]
-EXAMPLES_EACH = 60
+EXAMPLES_EACH = 40
 SECONDS = 240
 
 
