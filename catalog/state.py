@@ -61,6 +61,8 @@ class State:
         self._reading = threading.Lock()
         self._revision = Revision(0)
         self._marked = False
+        self._damage: str | None = None
+        """Found while a batch was written: the file is begun anew before anything else is."""
         self.texts = Texts(lambda error: self._note(f"{self.path}: cannot be searched: {error}"))
         """What full-text search looks into besides entries."""
         self._open_file()
@@ -200,10 +202,14 @@ class State:
         """
         if batch.base != self._revision:
             raise ValueError(f"the state is at revision {self._revision}, the batch begins at {batch.base}: rewrite it")
-        with self._errors("written"):
-            if not self._marked:
-                self._mark_in_use({})
-            self._commit(batch, descriptions, amended or {}, verifications or {}, floor)
+        try:
+            with self._errors("written"):
+                if not self._marked:
+                    self._mark_in_use({})
+                self._commit(batch, descriptions, amended or {}, verifications or {}, floor)
+        except StateError as error:
+            self._damage = str(error) if error.damaged else self._damage
+            raise
         self._revision = batch.revision
         for told in self._committed:
             told()
@@ -245,6 +251,8 @@ class State:
             StateError: still not possible; nothing was written.
         """
         everything = [*records], [*tombstones]
+        if self._damage is not None:
+            self._begin_anew(self._damage)
         try:
             self._rewrite(instance, *everything, revision, floor)
         except StateError as error:
@@ -408,6 +416,7 @@ class State:
             except OSError as error:
                 raise self._error("set aside", error) from error
             self._open_file()
+            self._damage = None
 
     def _close_file(self) -> None:
         self.texts.detach()
