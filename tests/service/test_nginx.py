@@ -15,6 +15,7 @@ import httpx
 import pytest
 import yaml
 
+from ckptd.daemon.client import CatalogClient
 from tests.service.checkpoints import checkpoint_bytes, write_in_place
 from tests.service.daemons import eventually
 from tests.service.documented import block
@@ -181,6 +182,11 @@ class TestBefore:
             for _ in range(5):
                 listening.until("heartbeat")
             assert time.monotonic() - began > 2 * HEARTBEAT_S
+
+    def test_the_python_client_works_under_the_prefix(self, site: Site) -> None:
+        with CatalogClient(f"{site.url}/ckptd", token=site.daemon.token) as client:
+            seed = client.list(q="seed").checkpoints[0]
+            assert client.get(seed.id).path == "seed.ckpt"
 
     def test_the_prefix_without_its_slash_leads_to_the_page(self, site: Site) -> None:
         moved = httpx.get(f"{site.url}/ckptd", headers=site.headers, trust_env=False)
