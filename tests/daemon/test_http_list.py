@@ -167,7 +167,9 @@ async def test_listeners_of_one_filter_ask_the_index_once(backend: FakeBackend, 
 
 
 async def test_a_list_is_made_once_for_all_who_ask_for_it_at_the_same_time(backend: FakeBackend) -> None:
-    backend.publish(*(put(record_of(f"{n:05d}.ckpt", modified_ns=n, epoch=n % 7, exp_name=f"{n % 3}")) for n in range(6_000)))
+    backend.publish(
+        *(put(record_of(f"{n:05d}.ckpt", modified_ns=n, epoch=n % 7, exp_name=f"{n % 3}")) for n in range(6_000))
+    )
     made = 0
     snapshot = backend.catalog.snapshot
 
