@@ -177,6 +177,10 @@ class LimitedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         self._cycles.clear()
         super().connection_lost(exc)
+        # asyncio's transport refers to itself by this method. The collector that would free it runs once in hours, and
+        # 1,000 connections of stalled readers leave 60 MB in pieces until then.
+        self.transport._read_ready_cb = None  # type: ignore[attr-defined]  # noqa: SLF001 - nothing public ends it
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and what it holds, after a reset
 
     def data_received(self, data: bytes) -> None:
         """Parse, as long as it is worth it."""

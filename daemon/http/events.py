@@ -339,4 +339,8 @@ class EventHub:
         self._blocked.pop(listener, None)
         listener.has_gone = True
         self._source.forget(listener)
+        # The sender knows its listener: without this only the garbage collector, which runs once in hours, would free
+        # the connection with all that it had buffered, 100 KB of a stalled one.
+        del listener.sender
+        listener.frame = None
         self._gone.set()

@@ -2,15 +2,20 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from ckptd.daemon.http import connections
-from ckptd.daemon.http.connections import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_PIPELINED, Limits
+from ckptd.daemon.http.connections import MAX_BODY_BYTES, MAX_HEAD_BYTES, MAX_PIPELINED, LimitedProtocol, Limits
+from ckptd.daemon.http.listener import Listener
+from ckptd.daemon.http.sending import ChunkSender
 from ckptd.daemon.settings import Settings
 from tests.daemon.fakes import DEADLINE_S, FakeBackend, Server, serving, until
 
@@ -259,3 +264,41 @@ async def test_a_listener_that_pipelined_a_request_behind_its_stream_is_forgotte
         await until(lambda: len(backend.hub) == 1)
         hasty.vanish()
         await until(lambda: len(backend.hub) == 0, "the listener is forgotten")
+
+
+# ---- gone ------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_connection_held_is_freed_when_it_ends_without_the_garbage_collector(tmp_path: Path) -> None:
+    """The collector runs once in hours: a thousand stalled readers would leave 60 MB until then, in pieces."""
+    kinds = (LimitedProtocol, RequestResponseCycle, Listener, ChunkSender)
+
+    def held() -> int:
+        return sum(isinstance(thing, kinds) or "SocketTransport" in type(thing).__name__ for thing in gc.get_objects())
+
+    backend = FakeBackend(Settings(roots=(str(tmp_path),), state_dir=str(tmp_path / "state")), send_timeout_s=0.2)
+    loop = asyncio.get_running_loop()
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(backend) as server:
+            assert not isinstance(server.address, str)
+            before = held()
+            for end in ("vanishes", "stalls", "asks and hangs up"):
+                connections = [socket.socket() for _ in range(5)]
+                for connection in connections:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    connection.setblocking(False)
+                    await loop.sock_connect(connection, server.address)
+                    await loop.sock_sendall(connection, LIST if end == "asks and hangs up" else EVENTS)
+                    await loop.sock_recv(connection, 15)
+                while end == "stalls" and backend.hub.counts.timed_out < len(connections):
+                    backend.put_many(100, display_name="x" * 4000 + str(backend.catalog.revision))
+                    await asyncio.sleep(0.01)
+                for connection in connections:
+                    connection.close()
+                await until(lambda: len(backend.hub) == 0)
+                backend.put("round.ckpt", epoch=backend.catalog.revision)
+                await until(lambda: held() == before, f"nothing of one that {end} is left")
+    finally:
+        gc.enable()
