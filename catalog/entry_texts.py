@@ -18,11 +18,14 @@ class EntryTexts(NamedTuple):
     revision: Revision
     records: Sequence[Record]
     texts: Sequence[str]
+    text_keys: Sequence[int | None]
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> "EntryTexts":
         """Make them. Any thread; blocks."""
-        return cls(snapshot.revision, snapshot.records, [entry_text(record.entry) for record in snapshot.records])
+        records = snapshot.records
+        texts = [entry_text(record.entry) for record in records]
+        return cls(snapshot.revision, records, texts, [record.text_key for record in records])
 
     def after(self, changes: Sequence[Replacement], revision: Revision) -> "EntryTexts":
         """What they are once all of `changes` were made."""
@@ -30,4 +33,10 @@ class EntryTexts(NamedTuple):
         added.sort(key=newest_first)
         edits = edits_of(self.records, removed, added, newest_first)
         texts = [entry_text(record.entry) for record in added]
-        return EntryTexts(revision, edited(self.records, edits, added), edited(self.texts, edits, texts))
+        text_keys = [record.text_key for record in added]
+        return EntryTexts(
+            revision,
+            edited(self.records, edits, added),
+            edited(self.texts, edits, texts),
+            edited(self.text_keys, edits, text_keys),
+        )

@@ -175,4 +175,6 @@ def page_of(query: Query, made: Sequence[Kept]) -> Page:
 
 
 def _select(matches: Matcher, source: Source) -> list[Record]:
-    return matches.select(source.records, source.texts if isinstance(source, EntryTexts) else None)
+    if isinstance(source, EntryTexts):
+        return matches.select(source.records, source.texts, source.text_keys)
+    return matches.select(source.records)
