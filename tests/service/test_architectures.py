@@ -120,6 +120,8 @@ def test_what_is_known_is_judged_again_when_other_questions_are_asked(tmp_path: 
 
             eventually(is_so, f"{expected} with {settings}")
             daemon.wait_complete()
+            # Kept as judged once nothing waits any more, a last look at a file just made included.
+            eventually(lambda: daemon.health()["search"] == "full", "what it is judged by is kept")
             assert is_so()
             assert daemon.stop() == 0
 
