@@ -1,0 +1,2 @@
+/** The stream client. */
+export const API_VERSION = 1;
