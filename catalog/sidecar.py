@@ -1,10 +1,12 @@
 """Sidecars on disk: who owns one, and writing, replacing and removing ours without ever losing a stranger's.
 
 Everything is relative to an open root and follows no link. Ownership is a property of the bytes: the last line of a
-sidecar of ours is the digest of everything above it, so any edit, also of a comment, makes it a person's.
+sidecar that ckptd or a training wrote is the digest of everything above it, so any edit, also of a comment, makes it a
+person's. ckptd replaces and removes what ckptd wrote; a training also what trainings wrote; nobody what a person wrote.
 """
 
 import contextlib
+import enum
 import errno
 import hashlib
 import os
@@ -25,13 +27,30 @@ from .file_names import stem_of
 from .renaming import exchange, rename_no_replace
 from .temporary import is_abandoned, is_swap_name, is_temporary_name, swap_name, temporary_name
 
-_HEADER = (
-    "# checkpoint metadata, schema 1.0, written by ckptd from the checkpoint beside it\n"
-    "# edit anything and the file is yours: ckptd then never replaces or removes it\n"
-)
-_DIGEST_KEY = "  body_digest: blake2b:"
-_DIGEST_LINE = re.compile(rb"\n  body_digest: blake2b:([0-9a-f]{64})\n\Z")
-_DIGEST_LINE_BYTES = len(b"\n  body_digest: blake2b:") + 64 + 1
+
+class Author(enum.StrEnum):
+    """Who wrote a sidecar, as its last line proves. The value stands there before the digest."""
+
+    CKPTD = "blake2b"
+    """The daemon, a command or the library, from the checkpoint: what it says can be found out again."""
+    TRAINING = "training-blake2b"
+    """A training's callback, which knows more than the checkpoint: to ckptd it is as foreign as a person's."""
+
+
+_HEADERS = {
+    Author.CKPTD: (
+        "# checkpoint metadata, schema 1.0, written by ckptd from the checkpoint beside it\n"
+        "# edit anything and the file is yours: ckptd then never replaces or removes it\n"
+    ),
+    Author.TRAINING: (
+        "# checkpoint metadata, schema 1.0, written by the training that saved the checkpoint beside it\n"
+        "# edit anything and the file is yours: no training and no daemon then replaces or removes it\n"
+    ),
+}
+_REPLACES = {Author.CKPTD: frozenset({Author.CKPTD}), Author.TRAINING: frozenset(Author)}
+"""Author → whose sidecars it may replace and remove."""
+_DIGEST_LINE = re.compile(rb"\n  body_digest: (blake2b|training-blake2b):([0-9a-f]{64})\n\Z")
+_DIGEST_LINE_MAX_BYTES = len(b"\n  body_digest: training-blake2b:") + 64 + 1
 _DIGEST_BYTES = 32
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -57,25 +76,36 @@ def sidecar_path(relative_path: bytes, *, long_name: bool = True) -> bytes:
     return os.path.join(directory, (name if long_name else stem_of(name)) + b".metadata.yaml")
 
 
-def render(metadata: CheckpointMetadata, user: dict[str, Plain] | None = None) -> bytes:
+def render(
+    metadata: CheckpointMetadata, user: dict[str, Plain] | None = None, *, author: Author = Author.CKPTD
+) -> bytes:
     """Write metadata as YAML: a comment, every key in the schema's order, nulls included, `source` last.
 
-    The last line is `source.body_digest`: BLAKE2b-256 of all bytes before that line. Keys of `user` stand where they
-    stood (in their section, or before `source`); the schema's own values win over them.
+    The last line is `source.body_digest`: BLAKE2b-256 of all bytes before that line, personalised by the author. Keys
+    of `user` stand where they stood (in their section, or before `source`); the schema's own values win over them.
     """
     document = msgspec.to_builtins(msgspec.structs.replace(metadata, source=Source()))
     del document["source"]
     document = _merged(document, {k: v for k, v in (user or {}).items() if k != "source"})
     source = msgspec.to_builtins(metadata.source)
     del source["body_digest"]  # the last field of the schema: the line that follows
-    body = (_HEADER + _dump(document | {"source": source})).encode()
-    return body + f"{_DIGEST_KEY}{_digest(body)}\n".encode("ascii")
+    body = (_HEADERS[author] + _dump(document | {"source": source})).encode()
+    return body + f"  body_digest: {author.value}:{_digest(body, author)}\n".encode("ascii")
+
+
+def author_of(data: bytes) -> Author | None:
+    """Who wrote exactly these bytes; None for a person, or anybody else who does not say so by the last line."""
+    match = _DIGEST_LINE.search(data[-_DIGEST_LINE_MAX_BYTES:])
+    if match is None:
+        return None
+    author = Author(match.group(1).decode("ascii"))
+    body = data[: 1 - len(match.group())]  # its line feed ends the body
+    return author if _digest(body, author).encode("ascii") == match.group(2) else None
 
 
 def is_ours(data: bytes) -> bool:
     """Whether ckptd wrote exactly these bytes. It says nothing about whether they describe the file beside them."""
-    match = _DIGEST_LINE.search(data[-_DIGEST_LINE_BYTES:])
-    return match is not None and _digest(data[: 1 - _DIGEST_LINE_BYTES]).encode("ascii") == match.group(1)
+    return author_of(data) is Author.CKPTD
 
 
 def status_of(data: bytes, source: Source | None, *, size_bytes: int, archive_id: str | None) -> SidecarStatus:
@@ -118,8 +148,10 @@ def _merged(schema: Plain, user: dict[str, Plain]) -> dict[str, Plain]:
     return merged
 
 
-def _digest(body: bytes) -> str:
-    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES).hexdigest()
+def _digest(body: bytes, author: Author) -> str:
+    # Personalised, so that the word before the digest cannot be edited unnoticed either.
+    person = b"" if author is Author.CKPTD else author.name.encode("ascii")
+    return hashlib.blake2b(body, digest_size=_DIGEST_BYTES, person=person).hexdigest()
 
 
 # ---- files -----------------------------------------------------------------------------------------------------
@@ -133,13 +165,15 @@ def write_sidecar(
     A temporary file in the same directory is written and synced, then renamed without replacing. To replace one of
     ours, the two files are exchanged and what came out is judged again, so that a stranger's file that appeared in
     between goes back to its place (where the filesystem cannot exchange, the last check is right before the rename).
+    What a training wrote is a stranger's, unless `data` is a training's as well.
 
     Args:
         root_fd: The open root (O_PATH will do).
         relative_path: Of the sidecar, beneath the root.
         data: What `render` returned.
         like: Status of the checkpoint: the sidecar gets its owner, group and mode as far as that is permitted.
-        replace_ours: Replace a sidecar that is ours; otherwise an existing file is never touched.
+        replace_ours: Replace a sidecar that is ours; otherwise an existing file is never touched. A training replaces
+            also what a training wrote.
 
     Returns:
         The identity of the file in its place.
@@ -151,13 +185,14 @@ def write_sidecar(
     directory, name = os.path.split(relative_path)
     with _named(relative_path), _opened_directory(root_fd, directory) as directory_fd:
         _check_name(directory_fd, name)
+        authors = _REPLACES[author_of(data) or Author.CKPTD] if replace_ours else frozenset()
         temporary = temporary_name(name)
         fd = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd
         )
         try:
             _fill(fd, data, like)
-            if not (replace_ours and _replace(directory_fd, temporary, name)):
+            if not (authors and _replace(directory_fd, temporary, name, authors)):
                 rename_no_replace(directory_fd, temporary, name)
             identity = identity_of(os.fstat(fd))  # after the rename, which changes ctime
         finally:
@@ -168,8 +203,13 @@ def write_sidecar(
         return identity
 
 
-def remove_sidecar(root_fd: int, relative_path: bytes) -> bool:
+def remove_sidecar(root_fd: int, relative_path: bytes, *, author: Author = Author.CKPTD) -> bool:
     """Remove a sidecar if it is ours: taken out of its place first, then judged once more, then unlinked.
+
+    Args:
+        root_fd: The open root (O_PATH will do).
+        relative_path: Of the sidecar, beneath the root.
+        author: Who removes it: a training removes also what a training wrote.
 
     Returns:
         Whether it was removed; False where there is none or it belongs to somebody else.
@@ -181,7 +221,7 @@ def remove_sidecar(root_fd: int, relative_path: bytes) -> bool:
     with _named(relative_path):
         try:
             with _opened_directory(root_fd, directory) as directory_fd:
-                return _remove(directory_fd, name)
+                return _remove(directory_fd, name, _REPLACES[author])
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -190,7 +230,7 @@ def clean_leftovers(root_fd: int, relative_directory: bytes, *, now: float | Non
     """Remove temporary files that a killed writer left in a directory.
 
     Only those whose writer is gone (see `temporary`). A swap file that turns out to be a person's, caught between
-    two renames, stays.
+    two renames, stays; a training's goes, since trainings that are killed while they replace their own leave most.
 
     Returns:
         How many were removed.
@@ -209,7 +249,7 @@ def clean_leftovers(root_fd: int, relative_directory: bytes, *, now: float | Non
                 if not is_abandoned(name, status.st_mtime, moment):
                     continue
                 if is_swap_name(name):
-                    removed += _unlink_ours(directory_fd, name)
+                    removed += _unlink_of(directory_fd, name, frozenset(Author))
                 else:
                     os.unlink(name, dir_fd=directory_fd)
                     removed += 1
@@ -227,8 +267,8 @@ def _fill(fd: int, data: bytes, like: os.stat_result) -> None:
     os.fsync(fd)
 
 
-def _replace(directory_fd: int, temporary: bytes, name: bytes) -> bool:
-    """Replace what is there if that is ours; False if nothing is there.
+def _replace(directory_fd: int, temporary: bytes, name: bytes, authors: frozenset[Author]) -> bool:
+    """Replace what is there if one of `authors` wrote it; False if nothing is there.
 
     The temporary file takes the name of a swap file first: only files of that kind can ever hold a stranger's bytes,
     so that cleaning up after a crash knows which ones to look into.
@@ -237,7 +277,7 @@ def _replace(directory_fd: int, temporary: bytes, name: bytes) -> bool:
         before = _read(directory_fd, name)
     except FileNotFoundError:
         return False
-    if before is None or not is_ours(before):
+    if before is None or author_of(before) not in authors:
         raise FileExistsError(errno.EEXIST, "a file of somebody else is there; it is not replaced")
     swap = swap_name(name)
     mine = os.stat(temporary, dir_fd=directory_fd, follow_symlinks=False).st_ino
@@ -251,7 +291,7 @@ def _replace(directory_fd: int, temporary: bytes, name: bytes) -> bool:
         if isinstance(error, FileNotFoundError):
             return False
         raise
-    if _unlink_ours(directory_fd, swap):
+    if _unlink_of(directory_fd, swap, authors):
         return True
     if _put_back(directory_fd, swap, name, mine):
         rename_no_replace(directory_fd, swap, temporary)
@@ -275,13 +315,13 @@ def _put_back(directory_fd: int, swap: bytes, name: bytes, mine: int) -> bool:
     return False
 
 
-def _remove(directory_fd: int, name: bytes) -> bool:
+def _remove(directory_fd: int, name: bytes, authors: frozenset[Author]) -> bool:
     before = _read(directory_fd, name)
-    if before is None or not is_ours(before):
+    if before is None or author_of(before) not in authors:
         return False
     swap = swap_name(name)
     rename_no_replace(directory_fd, name, swap)
-    if not _unlink_ours(directory_fd, swap):
+    if not _unlink_of(directory_fd, swap, authors):
         with contextlib.suppress(FileExistsError):  # its owner has put a newer one there
             rename_no_replace(directory_fd, swap, name)
         return False
@@ -289,9 +329,9 @@ def _remove(directory_fd: int, name: bytes) -> bool:
     return True
 
 
-def _unlink_ours(directory_fd: int, name: bytes) -> bool:
+def _unlink_of(directory_fd: int, name: bytes, authors: frozenset[Author]) -> bool:
     data = _read(directory_fd, name)
-    if data is None or not is_ours(data):
+    if data is None or author_of(data) not in authors:
         return False
     os.unlink(name, dir_fd=directory_fd)
     return True

@@ -15,6 +15,8 @@ from ckptd.catalog import sidecar as module
 from ckptd.catalog.description import CheckpointMetadata, SidecarStatus, Source
 from ckptd.catalog.renaming import exchange, rename_no_replace
 from ckptd.catalog.sidecar import (
+    Author,
+    author_of,
     clean_leftovers,
     is_ours,
     remove_sidecar,
@@ -29,6 +31,9 @@ from tests.catalog.metadata_files import opened, write
 
 OURS = render(CheckpointMetadata(exp_name="one", source=Source(size_bytes=10, archive_id="a")))
 NEWER = render(CheckpointMetadata(exp_name="two", source=Source(size_bytes=10, archive_id="a")))
+TRAININGS = render(
+    CheckpointMetadata(exp_name="trained", source=Source(size_bytes=10, archive_id="a")), author=Author.TRAINING
+)
 STRANGERS = b"exp_name: written by hand\n"
 NAME = "exp/best.ckpt.metadata.yaml"
 
@@ -65,6 +70,16 @@ def test_any_edit_of_any_byte_makes_it_a_persons() -> None:
         assert not is_ours(OURS[:position] + OURS[position + 1 :]), f"without byte {position}"
 
 
+def test_any_edit_of_what_a_training_wrote_makes_it_a_persons() -> None:
+    assert author_of(TRAININGS) is Author.TRAINING
+    for position in range(len(TRAININGS)):
+        edited = bytearray(TRAININGS)
+        edited[position] ^= 1
+        assert author_of(bytes(edited)) is None, f"byte {position}"
+    assert author_of(TRAININGS.replace(b"training-blake2b:", b"blake2b:")) is None
+    assert author_of(OURS.replace(b"blake2b:", b"training-blake2b:")) is None
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -93,6 +108,8 @@ def test_edits_of_the_whole_file_show(edit: object) -> None:
         (STRANGERS, Source(size_bytes=11), SidecarStatus.STALE),
         (STRANGERS, Source(archive_id="b"), SidecarStatus.STALE),
         (STRANGERS, Source(modified_at="2001-01-01T00:00:00Z"), SidecarStatus.FOREIGN),
+        (TRAININGS, Source(size_bytes=10, archive_id="a"), SidecarStatus.FOREIGN),
+        (TRAININGS, Source(size_bytes=11, archive_id="a"), SidecarStatus.STALE),
         (OURS[:-1], Source(size_bytes=10, archive_id="a"), SidecarStatus.FOREIGN),
         (STRANGERS, None, SidecarStatus.INVALID),
     ],
@@ -369,3 +386,52 @@ def test_where_a_sidecar_lies() -> None:
     assert sidecar_path(b"exp/best.ckpt") == b"exp/best.ckpt.metadata.yaml"
     assert sidecar_path(b"exp/best.ckpt", long_name=False) == b"exp/best.metadata.yaml"
     assert sidecar_path(b"checkpoint-5", long_name=False) == b"checkpoint-5.metadata.yaml"
+
+
+# ---- trainings -------------------------------------------------------------------------------------------------
+
+
+def test_ckptd_neither_replaces_nor_removes_what_a_training_wrote(root: Path) -> None:
+    write(root / NAME, TRAININGS)
+    for replace_ours in (False, True):
+        with pytest.raises(FileExistsError):
+            put(root, replace_ours=replace_ours)
+    with opened(root) as root_fd:
+        assert not remove_sidecar(root_fd, NAME.encode())
+    assert (root / NAME).read_bytes() == TRAININGS
+
+
+@pytest.mark.parametrize("there", [OURS, TRAININGS])
+def test_a_training_replaces_and_removes_what_ckptd_or_a_training_wrote(root: Path, there: bytes) -> None:
+    newer = render(CheckpointMetadata(exp_name="two"), author=Author.TRAINING)
+    write(root / NAME, there)
+    put(root, newer, replace_ours=True)
+    assert (root / NAME).read_bytes() == newer
+    write(root / NAME, there)
+    with opened(root) as root_fd:
+        assert remove_sidecar(root_fd, NAME.encode(), author=Author.TRAINING)
+    assert names(root) == ["best.ckpt"]
+
+
+def test_a_training_neither_replaces_nor_removes_what_a_person_wrote(root: Path) -> None:
+    edited = TRAININGS.replace(b"trained", b"edited!")
+    write(root / NAME, edited)
+    with pytest.raises(FileExistsError):
+        put(root, TRAININGS, replace_ours=True)
+    with opened(root) as root_fd:
+        assert not remove_sidecar(root_fd, NAME.encode(), author=Author.TRAINING)
+    assert (root / NAME).read_bytes() == edited
+    assert names(root) == ["best.ckpt", "best.ckpt.metadata.yaml"]
+
+
+def test_swap_files_of_a_killed_training_are_cleaned_up(root: Path) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", "from ckptd.catalog.temporary import swap_name as s; print(s(b'x').decode())"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    write(root / "exp" / killed, TRAININGS)
+    with opened(root) as root_fd:
+        assert clean_leftovers(root_fd, b"exp") == 1
+    assert names(root) == ["best.ckpt"]
