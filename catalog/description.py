@@ -199,6 +199,9 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The config beside the checkpoint, as plain data; None where there is none or it cannot be read."""
     user: dict[str, Plain] = {}
     """Keys of a person's sidecar that the schema does not know."""
+    verified_at: str | None = None
+    """When every byte of this file was last read, RFC 3339; None where nobody has. Not of the description itself: it is
+    set where a verification is shown with it, see `verification.apply`."""
     search_text: str = ""
     """What full-text search finds of hyper-parameters and config, see `search_text`."""
 

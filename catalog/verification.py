@@ -164,8 +164,10 @@ def apply(description: Description, verification: Verification, *, shards: str |
         shards: of the description's file, as `Identities.shards`.
     """
     identity = description.inspection.identity
+    verified_at = None
     if verification.is_of(identity, shards):
         level, digest = max_level(description.inspection.level, verification.level), verification.digest
+        verified_at = None if verification.is_failed else rfc3339(int(verification.verified_at * 1e9), 3)
     elif verification.is_of_same_file(identity, shards) and not verification.is_good:
         level, digest = description.inspection.level, None
     else:
@@ -177,7 +179,7 @@ def apply(description: Description, verification: Verification, *, shards: str |
         findings=_merged(description.inspection.findings, verification.findings),
     )
     findings = _merged(description.findings, verification.findings)
-    return msgspec.structs.replace(description, inspection=inspection, findings=findings)
+    return msgspec.structs.replace(description, inspection=inspection, findings=findings, verified_at=verified_at)
 
 
 def max_level(one: Level, other: Level) -> Level:

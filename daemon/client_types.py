@@ -62,10 +62,16 @@ class CheckpointDetail(CheckpointEntry, frozen=True, kw_only=True, gc=True):
     """Keys of a person's sidecar that the schema does not know."""
     sidecar: SidecarStatus = SidecarStatus.NONE
     config: Plain = None
+    verified_at: str | None = None
+    """When every byte of this file was last read, RFC 3339."""
     hyper_parameters: dict[str, Plain] | None = None
     callbacks: tuple[CallbackState, ...] = ()
     parameters_by_part: dict[str, int] = msgspec.field(default_factory=dict)
     unsafe_globals: tuple[str, ...] = ()
+    weights_only: bool | None = None
+    """Whether `torch.load(weights_only=True)` would accept it; None where nobody can say."""
+    model_class: str | None = None
+    """Of a checkpoint that is a pickled or compiled module."""
     has_state_dict: bool = False
     can_load: bool | None = None
     is_valid: bool | None = None
@@ -75,6 +81,8 @@ class CheckpointDetail(CheckpointEntry, frozen=True, kw_only=True, gc=True):
     recognized: tuple[Recognition, ...] = ()
     lightning_version: str | None = None
     archive_id: str | None = None
+    digest: str | None = None
+    """Of every byte, where they were read."""
     seal: Seal = Seal.NONE
     shards: tuple[Shard, ...] = ()
     n_tensors: int = 0

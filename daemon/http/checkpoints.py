@@ -26,13 +26,15 @@ from .tensors import parse_tensors, table_of
 
 IN_THREAD_FROM = 5_000
 """Tensors from which work leaves the event loop."""
-DETAIL_OF_DESCRIPTION = ("findings", "metadata", "provenance", "user", "sidecar", "config")
+DETAIL_OF_DESCRIPTION = ("findings", "metadata", "provenance", "user", "sidecar", "config", "verified_at")
 """What one checkpoint in full shows besides its entry."""
 DETAIL_OF_INSPECTION = (
     "hyper_parameters",
     "callbacks",
     "parameters_by_part",
     "unsafe_globals",
+    "weights_only",
+    "model_class",
     "has_state_dict",
     "can_load",
     "is_valid",
@@ -42,6 +44,7 @@ DETAIL_OF_INSPECTION = (
     "recognized",
     "lightning_version",
     "archive_id",
+    "digest",
     "seal",
     "shards",
 )
@@ -85,12 +88,26 @@ class CheckpointRoutes:
     async def detail(self, request: Request) -> Response:
         """Everything known of one checkpoint, without its tensor table."""
         read_parameters(request.query_params, ())
-        return await self._described(request, detail_of)
+        record = self.record_of(request.path_params["id"])
+        description = await self._backend.description(record.entry.id)
+        # Reading every byte again and finding all as before is no new revision; that it was read is shown all the same.
+        read_at = description.verified_at if description is not None else None
+        headers = self._validators(request, record, f"-{read_at}")
+        if is_current(request, headers["ETag"]):
+            return not_modified(headers)
+        return await _shown(request, record, description, detail_of, headers)
 
     async def tensors(self, request: Request) -> Response:
         """The tensor table of one checkpoint, or a piece of it."""
         query = parse_tensors(request.query_params)
-        return await self._described(request, lambda record, known: table_of(record.entry.id, known, query))
+        record = self.record_of(request.path_params["id"])
+        headers = self._validators(request, record)
+        if is_current(request, headers["ETag"]):
+            return not_modified(headers)
+        description = await self._backend.description(record.entry.id)
+        return await _shown(
+            request, record, description, lambda record, known: table_of(record.entry.id, known, query), headers
+        )
 
     async def stream(self, request: Request) -> Response:
         """The list as server-sent events: `batch`… then `complete`, and the response ends."""
@@ -104,18 +121,9 @@ class CheckpointRoutes:
         body = msgspec.json.encode({"token": token, "mode": mode})
         return Response(body, 202, {"Cache-Control": "no-store"}, JSON)
 
-    async def _described(self, request: Request, show: Callable[[Record, Description | None], Any]) -> Response:
-        record = self.record_of(request.path_params["id"])
-        etag = etag_of(request, self._catalog.instance, record.entry.revision)
-        headers = {"ETag": etag, "Cache-Control": "no-cache"}
-        if is_current(request, etag):
-            return not_modified(headers)
-        description = await self._backend.description(record.entry.id)
-        if description is not None and len(description.tensors) >= IN_THREAD_FROM:
-            body = await anyio.to_thread.run_sync(lambda: msgspec.json.encode(show(record, description)))
-        else:
-            body = msgspec.json.encode(show(record, description))
-        return await json_response(request, body, headers)
+    def _validators(self, request: Request, record: Record, seen: str = "") -> dict[str, str]:
+        etag = etag_of(request, self._catalog.instance + seen, record.entry.revision)
+        return {"ETag": etag, "Cache-Control": "no-cache"}
 
     async def page(self, query: Query) -> Page:
         """The page that a query asks for."""
@@ -159,6 +167,20 @@ class CheckpointRoutes:
             value=tombstone.id,
             members=members,
         )
+
+
+async def _shown(
+    request: Request,
+    record: Record,
+    description: Description | None,
+    show: Callable[[Record, Description | None], Any],
+    headers: dict[str, str],
+) -> Response:
+    if description is not None and len(description.tensors) >= IN_THREAD_FROM:
+        body = await anyio.to_thread.run_sync(lambda: msgspec.json.encode(show(record, description)))
+    else:
+        body = msgspec.json.encode(show(record, description))
+    return await json_response(request, body, headers)
 
 
 def page_json(page: Page) -> bytes:

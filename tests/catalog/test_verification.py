@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckptd.catalog.description import Description
-from ckptd.catalog.entry import Health, Identities, Record
+from ckptd.catalog.entry import Health, Identities, Record, rfc3339
 from ckptd.catalog.state_file import APPLICATION_ID, SCHEMA_VERSION
 from ckptd.catalog.verification import Verification, apply, failed
 from ckptd.validators import Format, Level
@@ -176,6 +176,7 @@ def test_a_description_shows_level_digest_and_findings_of_its_verification_once(
     shown = apply(apply(description, verification), verification)
     assert shown.inspection.level is Level.CHECKSUM
     assert shown.inspection.digest == verification.digest == read_through(file).digest
+    assert shown.verified_at == rfc3339(int(verification.verified_at * 1e9))
     assert not shown.inspection.is_valid
     assert [found.code for found in shown.findings].count("archive.checksum_mismatch") == 1
     assert shown.findings[0].code == "archive.checksum_mismatch"
@@ -199,6 +200,7 @@ def test_touching_a_damaged_file_takes_its_level_but_not_its_damage(tmp_path: pa
     file.chmod(0o640)
     shown = apply(described(file), verification)
     assert shown.inspection.level is Level.STRUCTURE
+    assert shown.verified_at is None, "this state of the file was not read"
     assert not shown.inspection.is_valid
     file.chmod(0o600)
     good = msgspec.structs.replace(verification, findings=())

@@ -4,6 +4,7 @@ import datetime as dt
 import os
 from typing import Any
 
+import msgspec
 import pytest
 
 from ckptd.catalog.entry import Health
@@ -139,6 +140,21 @@ async def test_detail_adds_to_the_entry_what_its_description_knows(backend: Fake
         assert "tensors" not in detail
         table = (await http.get(f"/checkpoints/{checkpoint_id}/tensors")).json()
         assert (table["total"], table["tensors"][0]["shape"]) == (1, [2, 3])
+
+
+async def test_a_kept_detail_is_asked_for_anew_when_the_bytes_were_read_again(backend: FakeBackend) -> None:
+    async with serving(backend) as server, server.client() as http:
+        checkpoint_id = backend.put("a.ckpt")
+        description = description_of("a.ckpt")
+        etag = '"none"'
+        for verified_at in ("2025-10-11T00:00:00.000Z", "2025-11-11T00:00:00.000Z"):
+            # No new revision: the second reading found everything as it was.
+            backend.descriptions[checkpoint_id] = msgspec.structs.replace(description, verified_at=verified_at)
+            answer = await http.get(f"/checkpoints/{checkpoint_id}", headers={"If-None-Match": etag})
+            etag = answer.headers["etag"]
+            assert (answer.status_code, answer.json()["verified_at"]) == (200, verified_at)
+        again = await http.get(f"/checkpoints/{checkpoint_id}", headers={"If-None-Match": etag})
+        assert again.status_code == 304
 
 
 async def test_an_entry_without_a_kept_description_still_has_a_detail(backend: FakeBackend) -> None:
