@@ -20,6 +20,7 @@ from .figures import Sources, send_figures
 from .http.app import build_app
 from .http.backend import RebuildMode
 from .http.connections import HttpConfig, HttpServer, Limits
+from .http.page_files import page_for
 from .http.security import AccessError, AccessPolicy
 from .logging import tell_repeats
 from .loop import new_event_loop
@@ -79,8 +80,9 @@ async def _serve(
     notifier: Notifier,
     log: structlog.stdlib.BoundLogger,
 ) -> None:
+    page = await anyio.to_thread.run_sync(page_for, service.settings, log)
     config = HttpConfig(
-        build_app(service, access, log=log),
+        build_app(service, access, log=log, page=page),
         Limits(max_connections=_max_connections(service.settings, log)),
         root_path=service.settings.root_path,
         drain_s=int(DRAIN_S),

@@ -160,6 +160,11 @@ class Settings(BaseModel):
     token_file: str | None = Field(None, description="file with the token; else one is generated in state_dir")
     cors_origins: Words = Field((), description="origins that browsers may read from, such as https://studio.example")
 
+    page: bool = Field(True, description="serve the page at /; off: / names the endpoints")
+    page_streaming: bool = Field(
+        True, description="the page listens to the live stream; off: it asks for the list page by page"
+    )
+
     watch_step_ms: int = Field(5, ge=1, le=10_000, description="how often the watcher looks for new events, in ms")
     watch_debounce_ms: int = Field(50, ge=1, le=60_000, description="longest wait to group events, in ms")
     sweep_min_s: SomeSeconds = Field(10, description="least time between two sweeps of a tree, in seconds")

@@ -19,11 +19,13 @@ from .endpoints import EVENTS_PATH, endpoints, heartbeat_header
 from .filters import Filters
 from .listener import Asked
 from .observed import Observed
+from .page_files import PageFiles
 from .parameter_types import check_query
 from .parameters import parse_events
 from .problems import ProblemError
 from .responses import offers_gzip
 from .security import AccessPolicy
+from .sign_in import sign_in_page
 
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
@@ -34,6 +36,7 @@ def build_app(
     *,
     lifespan: Lifespan | None = None,
     log: structlog.stdlib.BoundLogger | None = None,
+    page: PageFiles | None = None,
 ) -> "CatalogApp":
     """Put the application together. `hub.run()` is the service's to start, and `hub.close()` to call.
 
@@ -42,9 +45,10 @@ def build_app(
         access: who gets in.
         lifespan: of the application.
         log: for the access log; without one there is none.
+        page: what `load_page` read; without it, `/` says so and names the endpoints.
     """
     backend.metrics.watch(backend.status, lambda: backend.hub.counts)
-    return CatalogApp(backend, access, lifespan, log)
+    return CatalogApp(backend, access, lifespan, log, page)
 
 
 class CatalogApp(Starlette):
@@ -56,13 +60,15 @@ class CatalogApp(Starlette):
         access: AccessPolicy,
         lifespan: Lifespan | None,
         log: structlog.stdlib.BoundLogger | None,
+        page: PageFiles | None,
     ) -> None:
-        self.endpoints = endpoints(backend, access)
+        self.endpoints = endpoints(backend, access, page)
         routes = [endpoint.route() for endpoint in self.endpoints]
         handlers: dict[Any, Any] = {ProblemError: _problem, HTTPException: _http_problem, Exception: _internal_error}
         super().__init__(routes=routes, exception_handlers=handlers, lifespan=lifespan)
         self.router.redirect_slashes = False
         self._access = access
+        self._page = page
         self._hub = backend.hub
         self._heartbeat = heartbeat_header(backend.settings)
         self._filters = Filters(backend.lines)
@@ -77,12 +83,13 @@ class CatalogApp(Starlette):
         path = route_path(scope)
         try:
             early = self._admit(scope, path)
-            check_query(scope["query_string"])
+            if path != "/":  # which reads none: what is wrong with its own state is the page's to say
+                check_query(scope["query_string"])
             if early is None and path == EVENTS_PATH and scope["method"] == "GET":
                 await self._live(scope, receive, send)
                 return
         except ProblemError as problem:
-            early = problem.response()
+            early = sign_in_page(problem, scope, path, self._page) or problem.response()
         await self._answer(early or super().__call__, scope, receive, send)
 
     def _admit(self, scope: Scope, path: str) -> Response | None:

@@ -53,6 +53,8 @@ class Endpoint:
     parameters: tuple[Parameter, ...] = ()
     problems: tuple[int, ...] = ()
     """Statuses of its own refusals, besides those that every endpoint has."""
+    checks_query: bool = True
+    """Parameters that are not declared, or cannot be used, are refused."""
     is_public: bool = False
     """Needs no token."""
     tag: str = "checkpoints"

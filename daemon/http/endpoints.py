@@ -14,8 +14,21 @@ from .endpoint import EVENT_STREAM, NO_CONTENT, Answer, Endpoint
 from .events import GZIP_HEADERS, STREAM_HEADERS
 from .health import HealthRoutes
 from .openapi import ApiDescription
-from .page import FirstPage
-from .parameters import CHECKPOINT_ID, COMPATIBLE, EVENTS, LAST_EVENT_ID, LIST, REBUILD, STREAM, TOKEN, parse_events
+from .page import PageRoutes
+from .page_files import PageFiles
+from .parameters import (
+    ASSET,
+    CHECKPOINT_ID,
+    COMPATIBLE,
+    EVENTS,
+    LAST_EVENT_ID,
+    LIST,
+    REBUILD,
+    STREAM,
+    TOKEN,
+    parse_events,
+)
+from .problems import MEDIA_TYPE
 from .responses import JSON, accepts_gzip
 from .security import AccessPolicy
 from .tensors import TENSORS
@@ -37,17 +50,18 @@ _LIST_NOT_MODIFIED = Answer(
 )
 
 
-def endpoints(backend: Backend, access: AccessPolicy) -> tuple[Endpoint, ...]:
+def endpoints(backend: Backend, access: AccessPolicy, page: PageFiles | None = None) -> tuple[Endpoint, ...]:
     """All endpoints of a service, in the order in which a request's path is compared with theirs."""
     checkpoints = CheckpointRoutes(backend)
     compare = _compare(CompareRoutes(backend, checkpoints))
     catalog = (*_lists(backend, checkpoints), compare, *_single(checkpoints), *_compatible(CompatRoutes(checkpoints)))
     operating = (_rebuild(checkpoints), *_health(HealthRoutes(backend)))
     description = ApiDescription(access)
-    first = FirstPage()
-    declared = (_first(first, access), *catalog, *operating, _openapi(description))
+    routes = PageRoutes(backend, page if backend.settings.page else None)
+    described = (*catalog, *operating, _openapi(description))
+    declared = (_first(routes, access), *described, *_page_files(routes))
     description.of(declared)
-    first.shows(declared)
+    routes.shows(described)
     return declared
 
 
@@ -287,22 +301,88 @@ def _health(health: HealthRoutes) -> tuple[Endpoint, ...]:
     )
 
 
-def _first(page: FirstPage, access: AccessPolicy) -> Endpoint:
-    shown = Answer(description="For people.", media_type="text/html", headers=("Cache-Control",))
+def _first(page: PageRoutes, access: AccessPolicy) -> Endpoint:
+    return Endpoint(
+        path="/",
+        handler=page.index,
+        name="get_page",
+        summary="the page",
+        description="Its parameters are the state of the page; the service looks at none but `token`.",
+        parameters=() if access.is_open else (TOKEN,),
+        answers=_first_answers() if access.is_open else (*_first_answers(), *_signing_in()),
+        checks_query=False,
+        tag="service",
+    )
+
+
+def _first_answers() -> tuple[Answer, ...]:
+    shown = Answer(
+        description="For people; where the page was left out or switched off, it says so and names the endpoints.",
+        media_type="text/html",
+        headers=("Cache-Control", "Vary"),
+        may_have=("ETag", "Content-Encoding"),
+    )
+    return shown, _NOT_MODIFIED
+
+
+def _signing_in() -> tuple[Answer, ...]:
     signed_in = Answer(
         status=303,
         description="With `token`: a cookie, and the address without the token.",
         media_type=NO_CONTENT,
         headers=("Location", "Set-Cookie", "Cache-Control"),
     )
-    return Endpoint(
-        path="/",
-        handler=page.index,
-        name="get_page",
-        summary="the page",
-        parameters=() if access.is_open else (TOKEN,),
-        answers=(shown,) if access.is_open else (shown, signed_in),
-        tag="service",
+    refused = (
+        Answer(
+            status=401,
+            description=description,
+            media_type=form,
+            model=model,
+            headers=("Cache-Control", "WWW-Authenticate"),
+        )
+        for description, form, model in (
+            ("The token is missing or wrong.", MEDIA_TYPE, "Problem"),
+            ("To a browser: a form that takes the token.", "text/html", None),
+        )
+    )
+    return signed_in, *refused
+
+
+def _page_files(page: PageRoutes) -> tuple[Endpoint, ...]:
+    """What the page is made of: no secrets, so needed before signing in, too, and by studios on other origins."""
+
+    def of(path: str, name: str, summary: str, *media_types: str) -> Endpoint:
+        answers = (
+            Answer(description="The file.", media_type=form, headers=_CACHED, may_have=("Content-Encoding",))
+            for form in media_types
+        )
+        is_asset = path.startswith("/assets/")
+        return Endpoint(
+            path=path,
+            handler=page.asset if is_asset else page.file,
+            name=name,
+            summary=summary,
+            parameters=(ASSET,) if is_asset else (),
+            answers=(*answers, _NOT_MODIFIED),
+            problems=(404,),
+            checks_query=False,
+            is_public=True,
+            tag="service",
+        )
+
+    script, style, image = "text/javascript", "text/css", "image/svg+xml"
+    return (
+        of("/client.js", "get_client", "the stream client, an ES module for other pages", script),
+        of("/favicon.svg", "get_icon", "the icon of the page", image),
+        of("/sign-in.css", "get_sign_in_style", "the style of the sign-in page", style),
+        of(
+            "/assets/{name}",
+            "get_asset",
+            "a file of the page; its name changes with its contents",
+            script,
+            style,
+            image,
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..settings import Settings, load_settings
 from .app import CatalogApp, build_app
+from .page_files import page_for
 from .problems import ProblemError
 from .security import AccessPolicy
 
@@ -79,13 +80,14 @@ async def _run(app: MountedApp) -> AsyncIterator[None]:
         wrapper_class=structlog.stdlib.BoundLogger,
         processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer(key_order=["event"])],
     )
+    page = await anyio.to_thread.run_sync(page_for, app.settings, log)
     service = await anyio.to_thread.run_sync(Service.open, app.settings, log)
     clean = False
     try:
         access = await anyio.to_thread.run_sync(AccessPolicy.from_settings, app.settings, service.roots, [_ANY_ADDRESS])
         access.trust_unix_socket = False  # the host's socket may be a web server's, with everybody behind it
         async with service.running():
-            app.catalog_app = build_app(service, access, log=log)
+            app.catalog_app = build_app(service, access, log=log, page=page)
             yield
             app.catalog_app = None
         clean = True

@@ -142,7 +142,9 @@ class _Operations:
         parameters = [_parameter(p) for p in endpoint.parameters if p.location != "path"]
         if any(answer.status == 304 for answer in endpoint.answers):
             parameters.append(_IF_NONE_MATCH)
-        refusals = {*self._refusals(endpoint), *endpoint.problems, *([400] if endpoint.parameters else [])}
+        by_query = [400] if endpoint.parameters and endpoint.checks_query else []
+        refusals = {*self._refusals(endpoint), *endpoint.problems, *by_query}
+        refusals -= {answer.status for answer in endpoint.answers}
         return {
             "operationId": endpoint.name,
             "tags": [endpoint.tag],

@@ -110,6 +110,13 @@ REBUILD = (
 """Of `POST /rebuild`."""
 TOKEN = text("token", "signs a browser in; `ckptd token` prints the link", max_length=512)
 """Of the page, where a token is needed; read by `security`, before any route."""
+ASSET = pattern(
+    "name",
+    "a file of the page, as the page names it",
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}",
+    wanted="a name that the page uses",
+    location="path",
+)
 LAST_EVENT_ID = Parameter(
     name="Last-Event-ID",
     description="the id of the last event that was read; browsers send it by themselves",

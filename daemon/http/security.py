@@ -26,6 +26,7 @@ TOKEN_NAME = "token"  # noqa: S105 - the name of a file
 _TOKEN = re.compile(r"[!-~]{16,512}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain"})
+_PUBLIC = frozenset({"/health", "/client.js", "/favicon.svg", "/sign-in.css"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ckptd"'}
@@ -145,8 +146,8 @@ class AccessPolicy:
         Raises:
             ProblemError: with status 421, 403 or 401.
         """
-        if path == "/health" or (self.trust_unix_socket and is_unix_socket(scope)):
-            return  # liveness tells nothing; the socket lies in a directory of the owner's
+        if _is_public(path) or (self.trust_unix_socket and is_unix_socket(scope)):
+            return  # the socket lies in a directory of the owner's
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         self._check_host(headers)
         if scope["method"] not in _SAFE_METHODS:
@@ -180,7 +181,7 @@ class AccessPolicy:
         if not _equal(given[0], self._token):
             raise ProblemError(
                 401,
-                "the token in the link is wrong",
+                "the token is wrong",
                 remedy="take the one that `ckptd token` prints",
                 field="token",
                 headers=_CHALLENGE,
@@ -194,7 +195,9 @@ class AccessPolicy:
             self._cookie_value,
             path=home,
             httponly=True,
-            samesite="strict",
+            # Not strict: with it, whoever follows a link to the page from a chat or a wiki would be asked to sign in
+            # again. What changes anything is a POST, which such a cookie does not go with, and `_check_origin`.
+            samesite="lax",
             secure=scope.get("scheme") == "https",
             max_age=365 * 86400,
         )
@@ -279,6 +282,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_public(path: str) -> bool:
+    """Whether what lies at a path is no secret: that the service lives, and the page's own code."""
+    return path in _PUBLIC or path.startswith("/assets/")
 
 
 def is_unix_socket(scope: Scope) -> bool:

@@ -19,7 +19,7 @@ export default defineConfig(({ mode }) => ({
     modulePreload: { polyfill: false },
     assetsInlineLimit: 0,
     reportCompressedSize: false,
-    ...(mode === 'client' ? clientBuild() : pageBuild()),
+    ...(mode === 'client' ? clientBuild() : {}),
   },
   test: {
     include: ['src/**/*.test.ts', 'src/**/*.test.tsx'],
@@ -28,12 +28,6 @@ export default defineConfig(({ mode }) => ({
     testTimeout: 60_000,
   },
 }));
-
-function pageBuild() {
-  return {
-    rolldownOptions: { input: { index: resolve(here, 'index.html'), 'sign-in': resolve(here, 'sign-in.html') } },
-  };
-}
 
 function clientBuild() {
   return {
