@@ -11,9 +11,7 @@ import errno
 import hashlib
 import os
 import re
-import stat
 import time
-from collections.abc import Iterator
 
 import msgspec
 import yaml
@@ -22,8 +20,8 @@ from ckptd.validators.inspection import FileIdentity, Plain
 from ckptd.validators.reader import identity_of
 
 from .description import CheckpointMetadata, SidecarStatus, Source
-from .documents import MAX_BYTES
 from .file_names import stem_of
+from .placing import check_name, fill, named, opened_directory, put_back, read_regular, sync_directory
 from .renaming import exchange, rename_no_replace
 from .temporary import is_abandoned, is_swap_name, is_temporary_name, swap_name, temporary_name
 
@@ -52,10 +50,6 @@ _REPLACES = {Author.CKPTD: frozenset({Author.CKPTD}), Author.TRAINING: frozenset
 _DIGEST_LINE = re.compile(rb"\n  body_digest: (blake2b|training-blake2b):([0-9a-f]{64})\n\Z")
 _DIGEST_LINE_MAX_BYTES = len(b"\n  body_digest: training-blake2b:") + 64 + 1
 _DIGEST_BYTES = 32
-
-_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_MODE_BITS = stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 _Dumper: type[yaml.SafeDumper] | type[yaml.CSafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -183,15 +177,15 @@ def write_sidecar(
         OSError: the system refused; carries the relative path. Nothing of ours is left behind.
     """
     directory, name = os.path.split(relative_path)
-    with _named(relative_path), _opened_directory(root_fd, directory) as directory_fd:
-        _check_name(directory_fd, name)
+    with named(relative_path), opened_directory(root_fd, directory) as directory_fd:
+        check_name(directory_fd, name)
         authors = _REPLACES[author_of(data) or Author.CKPTD] if replace_ours else frozenset()
         temporary = temporary_name(name)
         fd = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd
         )
         try:
-            _fill(fd, data, like)
+            fill(fd, data, like)
             if not (authors and _replace(directory_fd, temporary, name, authors)):
                 rename_no_replace(directory_fd, temporary, name)
             identity = identity_of(os.fstat(fd))  # after the rename, which changes ctime
@@ -199,7 +193,7 @@ def write_sidecar(
             os.close(fd)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary, dir_fd=directory_fd)
-        _sync_directory(directory_fd)
+        sync_directory(directory_fd)
         return identity
 
 
@@ -218,9 +212,9 @@ def remove_sidecar(root_fd: int, relative_path: bytes, *, author: Author = Autho
         OSError: the system refused; carries the relative path.
     """
     directory, name = os.path.split(relative_path)
-    with _named(relative_path):
+    with named(relative_path):
         try:
-            with _opened_directory(root_fd, directory) as directory_fd:
+            with opened_directory(root_fd, directory) as directory_fd:
                 return _remove(directory_fd, name, _REPLACES[author])
         except (FileNotFoundError, NotADirectoryError):
             return False
@@ -240,7 +234,7 @@ def clean_leftovers(root_fd: int, relative_directory: bytes, *, now: float | Non
     """
     removed = 0
     moment = time.time() if now is None else now
-    with _named(relative_directory), _opened_directory(root_fd, relative_directory) as directory_fd:
+    with named(relative_directory), opened_directory(root_fd, relative_directory) as directory_fd:
         for name in map(os.fsencode, os.listdir(directory_fd)):
             if not is_temporary_name(name):
                 continue
@@ -256,17 +250,6 @@ def clean_leftovers(root_fd: int, relative_directory: bytes, *, now: float | Non
     return removed
 
 
-def _fill(fd: int, data: bytes, like: os.stat_result) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-    with contextlib.suppress(OSError):
-        os.fchown(fd, like.st_uid, like.st_gid)
-    with contextlib.suppress(OSError):
-        os.fchmod(fd, like.st_mode & _MODE_BITS)
-    os.fsync(fd)
-
-
 def _replace(directory_fd: int, temporary: bytes, name: bytes, authors: frozenset[Author]) -> bool:
     """Replace what is there if one of `authors` wrote it; False if nothing is there.
 
@@ -274,7 +257,7 @@ def _replace(directory_fd: int, temporary: bytes, name: bytes, authors: frozense
     so that cleaning up after a crash knows which ones to look into.
     """
     try:
-        before = _read(directory_fd, name)
+        before = read_regular(directory_fd, name)
     except FileNotFoundError:
         return False
     if before is None or author_of(before) not in authors:
@@ -293,30 +276,13 @@ def _replace(directory_fd: int, temporary: bytes, name: bytes, authors: frozense
         raise
     if _unlink_of(directory_fd, swap, authors):
         return True
-    if _put_back(directory_fd, swap, name, mine):
+    if put_back(directory_fd, swap, name, mine):
         rename_no_replace(directory_fd, swap, temporary)
     raise FileExistsError(errno.EEXIST, "somebody else put a file there meanwhile; it is not replaced")
 
 
-def _put_back(directory_fd: int, swap: bytes, name: bytes, mine: int) -> bool:
-    """Undo an exchange that took a stranger's file out of its place; True if our own file came out again.
-
-    If yet another file was put there in between, the newest keeps the place and the other one stays as the swap file.
-    """
-    try:
-        exchange(directory_fd, swap, name)
-    except FileNotFoundError:  # our own file was taken away meanwhile
-        with contextlib.suppress(FileExistsError):
-            rename_no_replace(directory_fd, swap, name)
-        return False
-    if os.stat(swap, dir_fd=directory_fd, follow_symlinks=False).st_ino == mine:
-        return True
-    exchange(directory_fd, swap, name)
-    return False
-
-
 def _remove(directory_fd: int, name: bytes, authors: frozenset[Author]) -> bool:
-    before = _read(directory_fd, name)
+    before = read_regular(directory_fd, name)
     if before is None or author_of(before) not in authors:
         return False
     swap = swap_name(name)
@@ -325,72 +291,13 @@ def _remove(directory_fd: int, name: bytes, authors: frozenset[Author]) -> bool:
         with contextlib.suppress(FileExistsError):  # its owner has put a newer one there
             rename_no_replace(directory_fd, swap, name)
         return False
-    _sync_directory(directory_fd)
+    sync_directory(directory_fd)
     return True
 
 
 def _unlink_of(directory_fd: int, name: bytes, authors: frozenset[Author]) -> bool:
-    data = _read(directory_fd, name)
+    data = read_regular(directory_fd, name)
     if data is None or author_of(data) not in authors:
         return False
     os.unlink(name, dir_fd=directory_fd)
     return True
-
-
-def _read(directory_fd: int, name: bytes) -> bytes | None:
-    """The bytes of a regular file; None for anything that cannot be a sidecar of ours (a link, a directory, huge)."""
-    try:
-        fd = os.open(name, _READ_FLAGS, dir_fd=directory_fd)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EACCES):
-            return None
-        raise
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-            return None
-        return os.pread(fd, MAX_BYTES + 1, 0)
-    finally:
-        os.close(fd)
-
-
-def _check_name(directory_fd: int, name: bytes) -> None:
-    longest = os.fpathconf(directory_fd, "PC_NAME_MAX")
-    if len(name) > longest:
-        raise OSError(
-            errno.ENAMETOOLONG,
-            f"the sidecar's name has {len(name)} bytes, the filesystem takes {longest}: shorten the checkpoint's name",
-        )
-
-
-def _sync_directory(directory_fd: int) -> None:
-    try:
-        os.fsync(directory_fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network filesystems cannot; the rename is all they offer
-            raise
-
-
-@contextlib.contextmanager
-def _opened_directory(root_fd: int, relative_directory: bytes) -> Iterator[int]:
-    """Open a directory beneath the root, component by component, following no link."""
-    current = os.open(b".", _DIRECTORY_FLAGS, dir_fd=root_fd)
-    try:
-        for part in filter(None, relative_directory.split(b"/")):
-            if part == b"..":
-                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-            step = os.open(part, _DIRECTORY_FLAGS, dir_fd=current)
-            os.close(current)
-            current = step
-        yield current
-    finally:
-        os.close(current)
-
-
-@contextlib.contextmanager
-def _named(relative_path: bytes) -> Iterator[None]:
-    """Give errors the path that they are about; calls on descriptors do not know it."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fsdecode(relative_path)) from error
