@@ -35,12 +35,11 @@ from .entry import rfc3339, shown_path
 from .experiment import DirectFiles, find_companions, run_id
 from .metadata import MetadataError, ParsedMetadata, parse_metadata
 from .opening import is_directory, open_described
+from .recorded import NANOSECONDS, compared, recorded_digest
 from .roots import open_beneath
 from .search_text import search_text
 from .sidecar import status_of
 
-_NANOSECONDS = 9
-"""Digits of `source.modified_at`: the fast path compares it with the file's own time, exactly."""
 _SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
 
@@ -150,7 +149,7 @@ def sidecar_for(
         generated_by=generated_by(),
         generated_at=rfc3339(moment),
         size_bytes=inspection.identity.size,
-        modified_at=rfc3339(inspection.identity.mtime_ns, _NANOSECONDS),
+        modified_at=rfc3339(inspection.identity.mtime_ns, NANOSECONDS),
         archive_id=inspection.archive_id,
         digest=digest,
     )
@@ -254,7 +253,7 @@ def _from_sidecar(request: DescribeRequest, files: OpenedFiles, sidecars: Sequen
             continue
         metadata = sidecar.parsed.metadata
         source = metadata.source
-        if (source.size_bytes, source.modified_at) == (identity.size, rfc3339(identity.mtime_ns, _NANOSECONDS)):
+        if (source.size_bytes, source.modified_at) == (identity.size, rfc3339(identity.mtime_ns, NANOSECONDS)):
             return Inspection(
                 checkpoint_path=request.checkpoint_path,
                 level=Level.NONE,
@@ -349,7 +348,9 @@ def _assemble(
         config_path=None if request.config_name is None else shown_path(request.config_name)[0],
         config=config.value,
         user={} if chosen is None else chosen.user,
+        recorded=None if believed is None else recorded_digest(believed.metadata.source),
     )
+    description = compared(description, inspection.digest)
     return msgspec.structs.replace(description, search_text=search_text(description))
 
 

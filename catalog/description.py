@@ -179,6 +179,15 @@ class CheckpointMetadata(msgspec.Struct, frozen=True, kw_only=True):
     source: Source = Source()
 
 
+class RecordedDigest(msgspec.Struct, frozen=True):
+    """What a training recorded of the bytes that it saved."""
+
+    digest: str
+    """Of the whole file, `blake3:` and 64 hexadecimal digits."""
+    modified_at: str | None = None
+    """The file's modification time when it had been written, RFC 3339 with nanoseconds."""
+
+
 class Description(msgspec.Struct, frozen=True, kw_only=True):
     """One checkpoint, described."""
 
@@ -199,6 +208,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The config beside the checkpoint, as plain data; None where there is none or it cannot be read."""
     user: dict[str, Plain] = {}
     """Keys of a person's sidecar that the schema does not know."""
+    recorded: RecordedDigest | None = None
+    """The digest that its training took while saving it, where a sidecar records one."""
     verified_at: str | None = None
     """When every byte of this file was last read, RFC 3339; None where nobody has. Not of the description itself: it is
     set where a verification is shown with it, see `verification.apply`."""

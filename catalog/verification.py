@@ -13,6 +13,7 @@ from ckptd.validators.inspection import FileIdentity, Inspection, Level
 
 from .description import Description
 from .entry import rfc3339
+from .recorded import Agreement, agreement, compared
 
 MISMATCH = "archive.checksum_mismatch"
 BIT_ROT = "archive.bit_rot"
@@ -158,6 +159,10 @@ def apply(description: Description, verification: Verification, *, shards: str |
     A verification of another file says nothing. One of the same file, but before its last change of status (a new mode,
     a new link), no longer proves the level; the errors that it found stand until the bytes have been read again.
 
+    What was read is compared with the digest that the training recorded while it saved the file, if it did: that proves
+    bytes that carry no checksums, from the first reading on. It is compared here, whenever the two are shown, because
+    a sidecar may come, or change, after the bytes have been read.
+
     Args:
         description: as a look at the file made it.
         verification: the last one under its name.
@@ -168,7 +173,7 @@ def apply(description: Description, verification: Verification, *, shards: str |
     if verification.is_of(identity, shards):
         level, digest = max_level(description.inspection.level, verification.level), verification.digest
         verified_at = None if verification.is_failed else rfc3339(int(verification.verified_at * 1e9), 3)
-    elif verification.is_of_same_file(identity, shards) and not verification.is_good:
+    elif verification.is_of_same_file(identity, shards) and is_damaged(description, verification):
         level, digest = description.inspection.level, None
     else:
         return description
@@ -179,7 +184,20 @@ def apply(description: Description, verification: Verification, *, shards: str |
         findings=_merged(description.inspection.findings, verification.findings),
     )
     findings = _merged(description.findings, verification.findings)
-    return msgspec.structs.replace(description, inspection=inspection, findings=findings, verified_at=verified_at)
+    shown = msgspec.structs.replace(description, inspection=inspection, findings=findings, verified_at=verified_at)
+    return compared(shown, verification.digest)
+
+
+def is_damaged(description: Description, verification: Verification) -> bool:
+    """Whether reading every byte showed an error, or that they are not the bytes that the training saved.
+
+    Args:
+        description: of the file, which knows what the training recorded.
+        verification: of the same file.
+    """
+    identity = description.inspection.identity
+    altered = agreement(description.recorded, verification.digest, identity) is Agreement.ALTERED
+    return altered or not verification.is_good
 
 
 def max_level(one: Level, other: Level) -> Level:

@@ -13,7 +13,7 @@ import msgspec
 from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
 from ckptd.catalog.entry import FindingRef, Health, Record, shown_path
 from ckptd.catalog.opening import past_the_cache
-from ckptd.catalog.verification import BIT_ROT, Verification, conclude, failed
+from ckptd.catalog.verification import BIT_ROT, Verification, conclude, failed, is_damaged
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import Level
@@ -191,7 +191,7 @@ async def read_to_end(pool: WorkerPool, reading: Reading, *, level: Level, mb_pe
         verification = conclude(
             reading.previous, inspection, known=known, shards=identities.shards, asked=level, at=reading.began_at
         )
-        return _outcome_of(verification), verification, None
+        return _outcome_of(verification, reading.description), verification, None
     verification = failed(
         reading.previous,
         problem,
@@ -305,8 +305,8 @@ def _request(reading: Reading, *, level: Level, mb_per_s: float | None) -> tuple
     return request, msgspec.structs.replace(reading.files, sidecars=(), config=None)
 
 
-def _outcome_of(verification: Verification) -> Outcome:
-    if verification.is_good:
+def _outcome_of(verification: Verification, description: Description) -> Outcome:
+    if not is_damaged(description, verification):
         return Outcome.GOOD
     rotten = any(found.code == BIT_ROT for found in verification.findings)
     return Outcome.ROTTEN if rotten else Outcome.CORRUPT

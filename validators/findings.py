@@ -128,6 +128,11 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         "the sidecar could not be written here; the metadata is kept in the daemon's state. "
         "Give the daemon write access to have it beside the file",
     ),
+    "metadata.other_digest": (
+        _W,
+        "the file was written anew since, or altered when it was copied: compare it with the original; "
+        "if it is as it should be, delete the metadata file",
+    ),
     "metadata.orphan": (_W, "the sidecar's checkpoint is gone; delete the sidecar if nobody needs it"),
     "config.missing": (
         _W,
