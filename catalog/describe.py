@@ -26,19 +26,22 @@ from .description import (
     Description,
     OpenedFiles,
     ShardFile,
+    SidecarRepair,
     SidecarStatus,
     Source,
 )
 from .directories import parts_of
 from .documents import MAX_BYTES, DocumentError, load_document
 from .entry import rfc3339, shown_path
-from .experiment import DirectFiles, find_companions, run_id
+from .experiment import DirectFiles, find_companions, parse_file_name, run_id
 from .metadata import MetadataError, ParsedMetadata, parse_metadata
 from .opening import is_directory, open_described
 from .recorded import NANOSECONDS, compared, recorded_digest
+from .repair import Evidence
+from .repair_text import repaired_file
 from .roots import open_beneath
 from .search_text import search_text
-from .sidecar import status_of
+from .sidecar import author_of, status_of
 
 _SEVERITIES = (Severity.ERROR, Severity.WARNING, Severity.INFO)
 
@@ -325,16 +328,14 @@ def _assemble(
     believed = chosen if status is SidecarStatus.FOREIGN else None
     if inspection.level is Level.NONE and status is SidecarStatus.OURS:
         believed = chosen  # the fast path: nothing else was read
-    derived = derive_metadata(
-        inspection,
-        Surroundings(
-            checkpoint_path=request.checkpoint_path,
-            relative_path=request.relative_path,
-            sidecar=believed,
-            config=config.value,
-            config_name=request.config_name,
-        ),
+    around = Surroundings(
+        checkpoint_path=request.checkpoint_path,
+        relative_path=request.relative_path,
+        sidecar=believed,
+        config=config.value,
+        config_name=request.config_name,
     )
+    derived = derive_metadata(inspection, around)
     findings = [*inspection.findings, *_findings(request, judged, config)]
     description = Description(
         inspection=inspection,
@@ -352,6 +353,30 @@ def _assemble(
     )
     description = compared(description, inspection.digest)
     return msgspec.structs.replace(description, search_text=search_text(description))
+
+
+def _repairs(
+    request: DescribeRequest,
+    inspection: Inspection,
+    around: Surroundings,
+    judged: Sequence[tuple[_Sidecar, SidecarStatus]],
+) -> tuple[SidecarRepair, ...]:
+    """What to do about sidecars that others wrote; a training's own, as it left it, needs nothing."""
+    known = None
+    repairs = []
+    for path, (sidecar, status) in zip(request.sidecar_names, judged, strict=True):
+        if status in (SidecarStatus.STALE, SidecarStatus.INVALID):
+            repairs.append(SidecarRepair(name=path, identity=sidecar.identity, status=status))
+        elif status is SidecarStatus.FOREIGN and author_of(sidecar.data) is None:
+            known = known or derive_metadata(inspection, msgspec.structs.replace(around, sidecar=None)).metadata
+            named = parse_file_name(request.relative_path).metrics
+            evidence = Evidence(checkpoint_path=request.checkpoint_path, known=known, named=named)
+            data, changes = repaired_file(sidecar.data, evidence, is_json=path.endswith(b".json"))
+            if changes:
+                repairs.append(
+                    SidecarRepair(name=path, identity=sidecar.identity, status=status, changes=changes, data=data)
+                )
+    return tuple(repairs)
 
 
 def _status(sidecar: _Sidecar, size_bytes: int, archive_id: str | None) -> SidecarStatus:

@@ -52,6 +52,8 @@ class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     run_failed: bool = False
     trust_sidecar: bool = False
     """A sidecar of ours that matches size and time stands in for the inspection (the fast path)."""
+    propose_repairs: bool = False
+    """Say what is wrong with the sidecars that others wrote."""
     required_keys: tuple[str, ...] = ()
     """Keys or prefixes of keys (`model.encoder`) that the state dict must have."""
     shards: tuple[ShardFile, ...] = ()
@@ -179,6 +181,31 @@ class CheckpointMetadata(msgspec.Struct, frozen=True, kw_only=True):
     source: Source = Source()
 
 
+class FieldChange(msgspec.Struct, frozen=True, array_like=True):
+    """One value of a sidecar that is to become another."""
+
+    field: tuple[str, ...]
+    """Where it stands, key by key."""
+    old: Plain
+    new: Plain
+    why: str
+    missing: bool = False
+    """There was no such key."""
+
+
+class SidecarRepair(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with one sidecar that ckptd did not write, and what should stand there."""
+
+    name: bytes
+    """Relative path, beneath the root."""
+    identity: FileIdentity
+    """Of the sidecar that this is about."""
+    status: SidecarStatus
+    changes: tuple[FieldChange, ...] = ()
+    data: bytes = b""
+    """The whole file with these changes; empty where there is no use in changing it (stale, unreadable)."""
+
+
 class RecordedDigest(msgspec.Struct, frozen=True):
     """What a training recorded of the bytes that it saved."""
 
@@ -208,6 +235,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The config beside the checkpoint, as plain data; None where there is none or it cannot be read."""
     user: dict[str, Plain] = {}
     """Keys of a person's sidecar that the schema does not know."""
+    repairs: tuple[SidecarRepair, ...] = ()
+    """Sidecars of others that are stale, unreadable or wrong, where `propose_repairs` asked for them."""
     recorded: RecordedDigest | None = None
     """The digest that its training took while saving it, where a sidecar records one."""
     verified_at: str | None = None

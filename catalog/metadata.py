@@ -116,6 +116,15 @@ def parse_metadata(data: bytes, *, is_json: bool = False) -> ParsedMetadata:
         document = load_document(data, is_json=is_json)
     except DocumentError as error:
         raise MetadataError(str(error)) from error
+    return parse_document(document)
+
+
+def parse_document(document: Plain) -> ParsedMetadata:
+    """Read a sidecar that is plain data already, as `parse_metadata`.
+
+    Raises:
+        MetadataError: it is no mapping.
+    """
     if not isinstance(document, dict):
         what = "is empty" if document is None else f"holds a {type(document).__name__}, not keys and values"
         raise MetadataError(f"the document {what}")
