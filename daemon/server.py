@@ -1,6 +1,7 @@
 """The server: a service behind sockets; signals, readiness and a clean stop."""
 
 import contextlib
+import faulthandler
 import functools
 import os
 import resource
@@ -26,6 +27,7 @@ from .logging import tell_repeats
 from .loop import new_event_loop
 from .service import Service
 from .settings import Settings
+from .supervision import feed_watchdog, patient_start, status_line, tell_status
 from .systemd import Notifier
 from .zygote_process import ZygoteProcess
 
@@ -50,20 +52,26 @@ def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygotePro
         The exit code: 0 after a clean stop, 2 for settings that cannot work, 3 where the machine refuses.
     """
     _prepare_process()
+    notifier = Notifier(os.environ)
     try:
-        with contextlib.closing(Service.open(settings, log, zygote)) as service:
+        with patient_start(notifier), contextlib.closing(Service.open(settings, log, zygote)) as service:
             listeners = sockets.bind(settings, os.environ)
+            for overruled in sockets.overruled_settings(settings, listeners):
+                log.warning(
+                    f"{overruled} does not count: systemd handed over the socket of {listeners.url}",
+                    remedy="change ListenStream= of the socket unit, or disable that unit",
+                )
             try:
                 # By the addresses that are really listened on: systemd may hand over others than the settings name.
                 access = AccessPolicy.from_settings(settings, service.roots, listeners.addresses)
                 monitor = service.metrics.loop
                 monitor.watch_collector()
                 anyio.run(
-                    functools.partial(_serve, service, access, listeners, Notifier(os.environ), log),
+                    functools.partial(_serve, service, access, listeners, notifier, log),
                     backend_options={"loop_factory": functools.partial(new_event_loop, monitor)},
                 )
             finally:
-                sockets.remove_unix_sockets(settings)
+                sockets.remove_unix_sockets(listeners)
     except (RootError, AccessError) as error:
         log.error("cannot start", error=str(error))
         return 2
@@ -95,11 +103,14 @@ async def _serve(
         async with service.running():
             access.announce(listeners.url, log)
             notifier.ready(f"serving {len(service.catalog)} checkpoints at {listeners.url}")
-            tasks.start_soon(_feed_watchdog, notifier)
+            tasks.start_soon(feed_watchdog, notifier)
+            tasks.start_soon(tell_status, notifier, functools.partial(_status_line, service, listeners.url))
             tasks.start_soon(_tell_repeats)
             tasks.start_soon(_send_figures, service, log)
             await stop.wait()
             notifier.stopping()
+            if listeners.handed_over:
+                await server.take_no_more()
             with anyio.move_on_after(DRAIN_S):
                 await service.hub.close()
             server.should_exit = True
@@ -139,12 +150,8 @@ async def _reload(access: AccessPolicy, log: structlog.stdlib.BoundLogger) -> No
         log.error("the token was not read again; the old one stays in force", error=str(error))
 
 
-async def _feed_watchdog(notifier: Notifier) -> None:
-    if notifier.watchdog_s is None:
-        return
-    while True:
-        notifier.watchdog()
-        await anyio.sleep(notifier.watchdog_s / 3)
+def _status_line(service: Service, url: str) -> str:
+    return status_line(service.status(), service.hub.counts.listeners, url)
 
 
 async def _tell_repeats() -> None:
@@ -181,6 +188,7 @@ def _max_connections(settings: Settings, log: structlog.stdlib.BoundLogger) -> i
 
 def _prepare_process() -> None:
     """What belongs to the whole process: descriptors, and signals that must not end it."""
+    faulthandler.enable()  # systemd's watchdog sends SIGABRT: the journal then says where the event loop hung
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the default 1,024 is for programs that select()

@@ -38,6 +38,10 @@ class Listeners(NamedTuple):
     """For people: where the first socket is reached."""
     port: int | None
     """Of the first TCP socket."""
+    made: tuple[str, ...] = ()
+    """Socket files that are ours to remove; those that systemd made are not."""
+    handed_over: bool = False
+    """By systemd: then `host`, `port` and `uds` of the settings did not count."""
 
     @property
     def addresses(self) -> list[str]:
@@ -54,24 +58,41 @@ def bind(settings: Settings, env: MutableMapping[str, str]) -> Listeners:
     opened: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
         undo.callback(_close_all, opened)
-        opened += listen_fds(env)
-        if not opened:
-            opened.append(_bind_unix(settings.uds) if settings.uds is not None else _bind_tcp(settings))
-        state_socket = os.path.join(settings.state_dir, STATE_SOCKET)
-        if settings.uds != state_socket:
-            opened.append(_bind_unix(state_socket))
+        handed = listen_fds(env)
+        opened += handed
+        for listener in handed:
+            _tune(listener)
+        if not handed and settings.uds is None:
+            opened.append(_bind_tcp(settings))
+        given = {listener.getsockname() for listener in handed if listener.family == socket.AF_UNIX}
+        ours = (None if handed else settings.uds, os.path.join(settings.state_dir, STATE_SOCKET))
+        made = tuple(dict.fromkeys(path for path in ours if path is not None and path not in given))
+        opened += map(_bind_unix, made)
         port = next((s.getsockname()[1] for s in opened if s.family in _INTERNET), None)
         if settings.port_file is not None and port is not None:
             _write_port_file(settings.port_file, port)
         undo.pop_all()
-    return Listeners(opened, _url(settings, opened[0]), port)
+    return Listeners(opened, _url(settings, opened[0]), port, made, bool(handed))
 
 
-def remove_unix_sockets(settings: Settings) -> None:
+def remove_unix_sockets(listeners: Listeners) -> None:
     """Remove the socket files that `bind` made."""
-    for path in {os.path.join(settings.state_dir, STATE_SOCKET), settings.uds}:
-        if path is not None and os.path.exists(path):
+    for path in listeners.made:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def overruled_settings(settings: Settings, listeners: Listeners) -> list[str]:
+    """Settings of where to listen that say otherwise than the sockets that systemd handed over, as `name=value`."""
+    if not listeners.handed_over:
+        return []
+    names = {listener.getsockname() for listener in listeners.sockets if listener.family == socket.AF_UNIX}
+    bound = {listener.getsockname()[:2] for listener in listeners.sockets if listener.family in _INTERNET}
+    if settings.uds is not None:
+        return [] if settings.uds in names else [f"uds={settings.uds}"]
+    fields = type(settings).model_fields
+    asked = [name for name in ("host", "port") if getattr(settings, name) != fields[name].default]
+    return [] if (settings.host, settings.port) in bound else [f"{name}={getattr(settings, name)}" for name in asked]
 
 
 def _close_all(opened: list[socket.socket]) -> None:
@@ -89,17 +110,23 @@ def _bind_tcp(settings: Settings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        _tune(listener)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise BindError(error.errno, _refusal(error, settings)) from error
     return listener
+
+
+def _tune(listener: socket.socket) -> None:
+    """What every connection inherits from its listener."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    if listener.family in _INTERNET:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _refusal(error: OSError, settings: Settings) -> str:
@@ -115,7 +142,7 @@ def _bind_unix(path: str) -> socket.socket:
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        _tune(listener)
         previous = os.umask(0o177)  # the socket must never exist with more rights, not even for a moment
         try:
             listener.bind(path)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, MutableMapping
 
@@ -16,6 +17,8 @@ class Notifier:
         self._address = _address(env.get("NOTIFY_SOCKET", ""))
         self.watchdog_s = _watchdog_s(env) if self._address is not None else None
         """The manager kills the service when it hears nothing for so many seconds; None: it does not watch."""
+        self.started = threading.Event()
+        """Set once the service has said that it is ready."""
 
     @property
     def active(self) -> bool:
@@ -24,7 +27,12 @@ class Notifier:
 
     def ready(self, status: str) -> bool:
         """The service answers; `status` is what `systemctl status` shows."""
+        self.started.set()
         return self.notify(READY="1", STATUS=status)
+
+    def extend_start(self, seconds: float, status: str) -> bool:
+        """The start goes on: `TimeoutStartSec=` is not to end it within so many seconds from now."""
+        return self.notify(EXTEND_TIMEOUT_USEC=str(int(seconds * 1e6)), STATUS=status)
 
     def reloading(self) -> bool:
         """A reload has begun; `ready` ends it."""

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp
@@ -29,6 +30,8 @@ MAX_BODY_BYTES = 64 << 10
 """No route takes a body. A small one is read and dropped, as some clients always send one."""
 LINGER_S = 2.0
 """For a client that is refused to read why; until then what it sends is dropped, as a reset would lose the answer."""
+FIRST_REQUEST_S = 0.5
+"""How long a clean stop waits for the requests of clients that have just connected."""
 MAX_PIPELINED = 16
 """Requests that wait on one connection for the answers to those before them."""
 
@@ -118,6 +121,21 @@ class HttpServer(uvicorn.Server):
         for listener in sockets or ():
             listener.listen(BACKLOG)
 
+    async def take_no_more(self) -> None:
+        """Stop accepting, and let every client that was accepted ask its question.
+
+        With sockets that systemd holds, whoever comes later waits in the kernel's queue for the next process.
+        """
+        for server in self.servers:
+            server.close()
+        with anyio.move_on_after(FIRST_REQUEST_S):
+            # No event: nothing else ever waits for a first request, and each connection would have to carry one.
+            while any(connection.owes_first_request for connection in self._connections()):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+
+    def _connections(self) -> Iterator["LimitedProtocol"]:
+        return (connection for connection in self.server_state.connections if isinstance(connection, LimitedProtocol))
+
 
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. What goes beyond a limit is answered by a problem where that is still possible, and closed."""
@@ -153,6 +171,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refused = False
         self._cycles: list[RequestResponseCycle] = []
         """Requests without their whole answer; usually the one."""
+
+    @property
+    def owes_first_request(self) -> bool:
+        """Nothing was asked on it yet."""
+        if self._refused:
+            return False
+        return self.cycle is None  # None until then, whatever uvicorn's annotation says
 
     # ---- asyncio -------------------------------------------------------------------------------------------
 

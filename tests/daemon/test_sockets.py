@@ -1,9 +1,12 @@
 """Listening: what is taken, stale or not permitted is told apart and said plainly."""
 
+import fcntl
 import os
 import pathlib
 import socket
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -52,7 +55,7 @@ def test_the_state_socket_is_for_its_owner_alone(tmp_path: pathlib.Path) -> None
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     finally:
         _close(listeners)
-    sockets.remove_unix_sockets(settings)
+    sockets.remove_unix_sockets(listeners)
     assert not path.exists()
 
 
@@ -82,3 +85,42 @@ def test_sockets_of_socket_activation_are_taken_over(tmp_path: pathlib.Path) -> 
         assert listeners.port is not None
     finally:
         _close(listeners)
+
+
+_HANDED_OVER = """
+import os, socket, sys
+from ckptd.daemon import sockets
+from ckptd.daemon.settings import load_settings
+settings = load_settings({"state_dir": sys.argv[1], "roots": (sys.argv[1],), "port": 1234}, env={})
+env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+listeners = sockets.bind(settings, env)
+web, state = listeners.sockets
+assert listeners.handed_over and listeners.made == (), listeners
+assert sockets.overruled_settings(settings, listeners) == ["port=1234"]
+assert web.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == sockets.USER_TIMEOUT_MS
+assert web.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+assert state.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * sockets.SEND_BUFFER_BYTES  # as socket(7) says
+sockets.remove_unix_sockets(listeners)
+"""
+
+
+def test_sockets_from_systemd_are_set_up_like_our_own_and_their_files_are_left_alone(tmp_path: pathlib.Path) -> None:
+    """One of them is even the state's own socket; a port that the settings ask for in vain is named."""
+    path = str(tmp_path / sockets.STATE_SOCKET)
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.socket(socket.AF_UNIX) as state:
+        state.bind(path)
+        state.listen()
+        # Above the targets first: one of them may be in the place where the other has to go.
+        lifted = [fcntl.fcntl(given.fileno(), fcntl.F_DUPFD, 10) for given in (web, state)]
+        moves = "".join(f"os.dup2({fd}, {target}); " for fd, target in zip(lifted, (3, 4), strict=True))
+        try:
+            subprocess.run(
+                [sys.executable, "-c", f"import os; {moves}\n{_HANDED_OVER}", str(tmp_path)],
+                pass_fds=lifted,
+                check=True,
+                timeout=60,
+            )
+        finally:
+            for fd in lifted:
+                os.close(fd)
+    assert stat.S_ISSOCK(os.stat(path).st_mode)
