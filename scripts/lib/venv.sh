@@ -1,4 +1,5 @@
-# ensure_venv PROFILE EXTRAS: make .venv fit for PROFILE, once per state of pyproject.toml and constraints.txt.
+# ensure_venv PROFILE EXTRAS: make .venv fit for PROFILE, once per state of pyproject.toml and constraints.txt,
+# and the page current.
 # Sourced by the scripts beside it; `repo` is the checkout's root.
 
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -43,7 +44,23 @@ install_timm() {
   "$venv/bin/pip" install -qq --no-deps "${pins[@]}" || die "${pins[*]}: could not be installed; see pip's message above"
 }
 
+# The page, where its sources are newer than what was built from them; which of them, page_backend.py says.
+ensure_page() {
+  local needed
+  needed="$("$venv/bin/python" "$repo/scripts/page_backend.py" --requires)" || exit 3
+  if [ -n "$needed" ]; then
+    say "installing $needed"
+    "$venv/bin/pip" install -qq "$needed" || die "$needed: pip could not install it; CKPTD_PAGE=skip does without the page"
+  fi
+  "$venv/bin/python" "$repo/scripts/page_backend.py" || exit 3
+}
+
 ensure_venv() {
+  ensure_packages "$@"
+  ensure_page
+}
+
+ensure_packages() {
   local profile="$1" extras="$2" stamp wanted
   stamp="$venv/.ckptd-$profile"
   wanted="$(cat "$repo/pyproject.toml" "$repo/constraints.txt" | cksum) $repo"
