@@ -125,7 +125,7 @@ class SidecarWriter:
         return {"style": self._style, "patience_s": self._patience_s}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(state["style"], patience_s=state["patience_s"])  # type: ignore[misc, arg-type]
+        self.__init__(state["style"], patience_s=state["patience_s"])  # type: ignore[misc]
 
     # ---- inside --------------------------------------------------------------------------------------------
 
