@@ -35,6 +35,9 @@ class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
     for) only when the sidecar is written. Whatever is no finite number is left out."""
     digest: str | None = None
     """Of the whole file, where it was computed while saving: `<algorithm>:<hex>`."""
+    saved: FileIdentity | None = None
+    """The file that was saved, once in its place, where the saver knows it: then these facts are about it and no other,
+    whatever step it holds. Needed with `digest`."""
 
 
 class NotYet(Exception):
@@ -220,6 +223,11 @@ def _top_of(real: str, style: Style) -> bytes:
 def _check_is_that_save(description: Description, facts: TrainingFacts) -> None:
     """A later or earlier save of the same name holds another step: these facts are not about it."""
     inspection = description.inspection
+    if facts.saved is not None:
+        mine, there = facts.saved, inspection.identity
+        if (mine.inode, mine.size, mine.mtime_ns) != (there.inode, there.size, there.mtime_ns):
+            raise NotYet(f"{inspection.checkpoint_path} was saved anew meanwhile")
+        return
     for field, held in (("training.epoch", inspection.epoch), ("training.global_step", inspection.global_step)):
         known = facts.known.get(field)
         if known is not None and held is not None and held != known:
