@@ -2,7 +2,6 @@
 
 import hashlib
 import html
-import importlib.metadata
 from collections.abc import Iterable
 
 import msgspec
@@ -50,7 +49,7 @@ class PageRoutes:
         """The page itself."""
         if self._files is None:
             return self._first_page()
-        told = html.escape(self._told(request))
+        told = html.escape(self._told(request, self._files))
         body = f'{self._files.before}<meta name="ckptd" content="{told}" />{self._files.after}'.encode()
         coding = "gzip" if accepts_gzip(request) else "identity"
         etag = f'"{hashlib.blake2b(body, digest_size=9).hexdigest()}-{coding}"'
@@ -77,11 +76,11 @@ class PageRoutes:
             )
         return _answer(request, found)
 
-    def _told(self, request: Request) -> str:
+    def _told(self, request: Request, files: PageFiles) -> str:
         settings = self._backend.settings
         roots = [root.path for root in self._backend.status().roots] or list(settings.roots)
         told = {
-            "version": importlib.metadata.version("ckptd"),
+            "version": files.version,
             "instance": self._backend.catalog.instance,
             "roots": [root.encode("utf-8", "backslashreplace").decode() for root in roots],
             "streaming": settings.page_streaming,

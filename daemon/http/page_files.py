@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.metadata
 import os
 import re
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ class PageFiles(NamedTuple):
     before: str
     """`index.html` up to where the server tells the page about itself."""
     after: str
+    version: str
+    """Of ckptd: looked up once, because it is on disk."""
     files: Mapping[str, PageFile]
     """By path beneath the page's own address; all that can ever be asked for."""
 
@@ -93,7 +96,7 @@ def load_page(directory: str = DIRECTORY) -> PageFiles | None:
     if not mark:
         raise PageError(f"{directory}/index.html has no {CONFIG_MARK}; build the page again")
     try:
-        return PageFiles(before, after, _read_files(directory))
+        return PageFiles(before, after, importlib.metadata.version("ckptd"), _read_files(directory))
     except OSError as error:
         raise PageError(f"the page in {directory} cannot be read ({error}); build it again") from error
 

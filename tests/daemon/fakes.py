@@ -17,6 +17,7 @@ from ckptd.catalog.store import Catalog, Change
 from ckptd.daemon.http import AccessPolicy, CatalogApp, EventHub, build_app
 from ckptd.daemon.http.backend import RebuildMode
 from ckptd.daemon.http.connections import HttpConfig, HttpServer, Limits
+from ckptd.daemon.http.page_files import PageFiles
 from ckptd.daemon.metrics import Metrics
 from ckptd.daemon.settings import Settings
 from ckptd.daemon.status import CatalogStatus, RecentError, RootStatus, Status
@@ -191,9 +192,10 @@ async def serving(
     uds: str | None = None,
     limits: Limits | None = None,
     log: structlog.stdlib.BoundLogger | None = None,
+    page: PageFiles | None = None,
 ) -> AsyncIterator[Server]:
     """Serve the backend as the daemon does, on a free port of loopback or on a Unix socket."""
-    app = build_app(backend, access or AccessPolicy(None, hosts=frozenset({"localhost"})), log=log)
+    app = build_app(backend, access or AccessPolicy(None, hosts=frozenset({"localhost"})), log=log, page=page)
     listener = socket.socket(socket.AF_UNIX if uds else socket.AF_INET)
     listener.bind(uds or ("127.0.0.1", 0))
     server = HttpServer(HttpConfig(app, limits or Limits()))
