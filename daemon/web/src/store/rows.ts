@@ -243,6 +243,14 @@ export class RowStore {
     }
   }
 
+  /** Put everything in its place that waits; whatever comes from now on waits again while held. */
+  showWaiting(): void {
+    if (this.sorting !== null) return
+    this.settle()
+    this.show()
+    this.notify({ isAsked: true })
+  }
+
   // ---- what the stream says -----------------------------------------------------------------------------------
 
   /** A snapshot begins. What is there stays until its end, and goes then if the snapshot did not have it. */

@@ -1,0 +1,224 @@
+/** The table's columns: what each shows, how wide it is and what a click on its header sorts by. */
+
+import type { ComponentChildren } from 'preact'
+
+import { cellText, formatAge, formatBytes, formatCount, formatMetric, formatMoment, splitPath, UNKNOWN } from '../format'
+import type { ColumnChoice } from '../prefs'
+import { openDetail } from '../state'
+import { lossOf } from '../store/ordering'
+import { metricOf } from '../store/search'
+import type { Entry } from '../wire'
+import { CopyButton } from './CopyButton'
+import { Icon, type IconName } from './Icon'
+
+/** What cells need besides their entry. */
+export interface CellContext {
+  readonly metric: string | null
+  readonly nowMs: number
+}
+
+export interface Column {
+  readonly id: string
+  readonly title: (context: { metric: string | null }) => string
+  /** What is sorted by; null: cannot be. */
+  readonly sortBy: (context: { metric: string | null }) => string | null
+  /** Fields whose change tints the cell. */
+  readonly fields: (context: { metric: string | null }) => readonly string[]
+  readonly isNumeric: boolean
+  /** Least width in pixels, and the share of what is left. */
+  readonly width: readonly [least: number, share: number]
+  readonly isShown: boolean
+  readonly isShownNarrow: boolean
+  readonly cell: (entry: Entry, context: CellContext) => ComponentChildren
+}
+
+type TextField = 'exp_name' | 'architecture' | 'backbone' | 'run_id' | 'format' | 'verified' | 'safety'
+
+function textColumn(field: TextField, title: string, least: number, isShown: boolean): Column {
+  return {
+    id: field,
+    title: () => title,
+    sortBy: () => field,
+    fields: () => [field],
+    isNumeric: false,
+    width: [least, 1],
+    isShown,
+    isShownNarrow: false,
+    cell: (entry) => <Text value={entry[field]} />,
+  }
+}
+
+type NumberField = 'epoch' | 'global_step' | 'size_bytes' | 'n_parameters'
+
+function numberColumn(
+  field: NumberField, title: string, least: number, isShown: boolean, format: (value: number | null) => string,
+): Column {
+  return {
+    id: field,
+    title: () => title,
+    sortBy: () => field,
+    fields: () => [field],
+    isNumeric: true,
+    width: [least, 0],
+    isShown,
+    isShownNarrow: false,
+    cell: (entry) => <span title={entry[field] === null ? 'not known' : String(entry[field])}>{format(entry[field])}</span>,
+  }
+}
+
+const plain = (value: number | null): string => (value === null ? UNKNOWN : String(value))
+
+/** All columns, in their default order. */
+export const COLUMNS: readonly Column[] = [
+  {
+    id: 'display_name',
+    title: () => 'Checkpoint',
+    sortBy: () => 'display_name',
+    fields: () => ['display_name'],
+    isNumeric: false,
+    width: [280, 4],
+    isShown: true,
+    isShownNarrow: true,
+    cell: (entry) => <Name entry={entry} />,
+  },
+  textColumn('exp_name', 'Experiment', 120, true),
+  textColumn('architecture', 'Architecture', 100, true),
+  numberColumn('epoch', 'Epoch', 64, true, plain),
+  {
+    id: 'metric',
+    title: ({ metric }) => metric ?? 'Metric',
+    sortBy: ({ metric }) => (metric === null ? null : `metrics.${metric}`),
+    fields: ({ metric }) => [`metrics.${metric}`],
+    isNumeric: true,
+    width: [96, 0],
+    isShown: true,
+    isShownNarrow: true,
+    cell: (entry, { metric }) => <Metric name={metric} value={metric === null ? null : metricOf(entry, metric)} />,
+  },
+  {
+    id: 'loss',
+    title: () => 'Loss',
+    sortBy: () => 'loss',
+    fields: () => ['metrics.validation_loss', 'metrics.val_loss', 'metrics.loss'],
+    isNumeric: true,
+    width: [80, 0],
+    isShown: true,
+    isShownNarrow: false,
+    cell: (entry) => {
+      const loss = lossOf(entry)
+      return <Metric name={loss?.name ?? null} value={loss?.value ?? null} />
+    },
+  },
+  numberColumn('size_bytes', 'Size', 80, true, formatBytes),
+  {
+    id: 'modified_at',
+    title: () => 'Modified',
+    sortBy: () => 'modified_at',
+    fields: () => ['modified_at'],
+    isNumeric: true,
+    width: [96, 0],
+    isShown: true,
+    isShownNarrow: false,
+    cell: (entry, { nowMs }) => (
+      <time dateTime={entry.modified_at} title={formatMoment(entry.modified_at)}>{formatAge(entry.modified_at, nowMs)}</time>
+    ),
+  },
+  {
+    id: 'health',
+    title: () => 'Health',
+    sortBy: () => 'health',
+    fields: () => ['health', 'safety', 'verified'],
+    isNumeric: false,
+    width: [104, 1],
+    isShown: true,
+    isShownNarrow: true,
+    cell: (entry) => <HealthCell entry={entry} />,
+  },
+  textColumn('run_id', 'Run', 110, false),
+  textColumn('backbone', 'Backbone', 100, false),
+  numberColumn('global_step', 'Step', 72, false, plain),
+  numberColumn('n_parameters', 'Parameters', 88, false, formatCount),
+  textColumn('format', 'Format', 92, false),
+  textColumn('verified', 'Verified', 84, false),
+  textColumn('safety', 'Safety', 80, false),
+]
+
+/** Below this width of the table only the most telling columns are shown; the rest is in the details. */
+export const NARROW = 640
+
+/** All columns in the reader's order, each with whether it is shown. Columns that a choice does not know come last. */
+export function orderedColumns(choices: readonly ColumnChoice[]): readonly { column: Column; isShown: boolean }[] {
+  const chosen = choices.flatMap(({ id, isShown }) => {
+    const column = COLUMNS.find((known) => known.id === id)
+    return column ? [{ column, isShown }] : []
+  })
+  const rest = COLUMNS.filter((column) => !choices.some(({ id }) => id === column.id))
+  return [...chosen, ...rest.map((column) => ({ column, isShown: column.isShown }))]
+}
+
+/** The columns to draw in a table of some width. The name is always there. */
+export function shownColumns(choices: readonly ColumnChoice[], width: number): readonly Column[] {
+  return orderedColumns(choices)
+    .filter(({ column, isShown }) => (width < NARROW ? column.isShownNarrow : isShown || column.id === 'display_name'))
+    .map(({ column }) => column)
+}
+
+/** The columns as CSS grid tracks, and the least width of all together. */
+export function tracksOf(columns: readonly Column[], width: number): { tracks: string; least: number } {
+  const widths = columns.map(({ id, width: [least, share] }) =>
+    width < NARROW && id === 'display_name' ? ([120, 1] as const) : ([least, share] as const),
+  )
+  const tracks = widths.map(([least, share]) => (share ? `minmax(${least}px, ${share}fr)` : `${least}px`))
+  return { tracks: ['36px', ...tracks].join(' '), least: 36 + widths.reduce((sum, [least]) => sum + least, 0) }
+}
+
+function Text({ value }: { value: string | null }) {
+  if (value === null) return <span class="muted">{UNKNOWN}</span>
+  const text = cellText(value)
+  return <span class="clip" title={text}>{text}</span>
+}
+
+function Metric({ name, value }: { name: string | null; value: number | null }) {
+  const title = name === null || value === null ? 'not known' : `${cellText(name)} ${value}`
+  return <span class={value === null ? 'muted' : ''} title={title}>{formatMetric(value)}</span>
+}
+
+function Name({ entry }: { entry: Entry }) {
+  const [head, tail] = splitPath(entry.path)
+  return (
+    <span class="name">
+      <span class="clip strong" title={cellText(entry.display_name)}>{cellText(entry.display_name)}</span>
+      <span class="path muted" title={cellText(entry.checkpoint_path)}>
+        <span class="clip">{cellText(head)}</span>
+        <span class="tail">{cellText(tail)}</span>
+      </span>
+      <CopyButton text={entry.checkpoint_path} name="copy the path" />
+    </span>
+  )
+}
+
+const HEALTH_LOOKS: Record<Entry['health'], { icon: IconName; kind: string }> = {
+  valid: { icon: 'check', kind: 'ok' },
+  invalid: { icon: 'cross', kind: 'invalid' },
+  writing: { icon: 'pen', kind: 'neutral' },
+  offline: { icon: 'offline', kind: 'warn' },
+}
+
+function HealthCell({ entry }: { entry: Entry }) {
+  const { icon, kind } = HEALTH_LOOKS[entry.health]
+  const reasons = entry.findings.filter(({ severity }) => severity !== 'info').map(({ code }) => code)
+  const warnings = entry.findings.filter(({ severity }) => severity === 'warning').length
+  const title = [`${entry.health}, verified: ${entry.verified}, safety: ${entry.safety}`, ...reasons].join('\n')
+  return (
+    <button type="button" class="health" tabIndex={-1} title={title} onClick={(event) => {
+      event.stopPropagation()
+      openDetail(entry.id)
+    }}>
+      <span class={`badge ${kind}`}><Icon name={icon} size={12} />{entry.health}</span>
+      {entry.safety === 'unsafe' && <span class="badge invalid"><Icon name="warning" size={12} />unsafe</span>}
+      {entry.safety !== 'unsafe' && entry.health === 'valid' && warnings > 0 && (
+        <span class="badge warn"><Icon name="warning" size={12} />{warnings === 1 ? 'warning' : `${warnings} warnings`}</span>
+      )}
+    </button>
+  )
+}
