@@ -354,7 +354,7 @@ class Verifier:
         if verification is not None:
             if self._oldest_at is None and not verification.is_failed:
                 self._oldest_at = verification.verified_at
-            self._tell_news(file.path, reading.previous, verification)
+            self._tell_news(file.path, reading, verification)
             await self._publish(file.key, file.record, reading.description, verification)
 
     def _count(self, outcome: Outcome, size_bytes: int, seconds: float) -> None:
@@ -364,9 +364,14 @@ class Verifier:
         self._metrics.verify_seconds.labels(self._level.value, outcome.value).observe(seconds)
         self._metrics.verified_bytes.inc(read)
 
-    def _tell_news(self, path: str, previous: Verification | None, verification: Verification) -> None:
+    def _tell_news(self, path: str, reading: Reading, verification: Verification) -> None:
+        previous = reading.previous
         before = previous.findings if previous is not None else ()
         errors = [one for one in verification.findings if one.severity is Severity.ERROR and one not in before]
+        if not errors and verification.is_good and (previous is None or previous.digest != verification.digest):
+            # Nothing is wrong with the file itself, but it may not be the one that the training saved.
+            shown = apply(reading.description, verification, shards=verification.shards)
+            errors = [one for one in shown.inspection.findings if one.severity is Severity.ERROR]
         if errors and not verification.is_failed:
             message = "; ".join(f"{one.code}: {one.message}" for one in errors)
             self._log.warning("a checkpoint is corrupt", path=path, found=message, remedy=errors[0].remedy)
