@@ -349,6 +349,7 @@ def _assemble(
         config_path=None if request.config_name is None else shown_path(request.config_name)[0],
         config=config.value,
         user={} if chosen is None else chosen.user,
+        repairs=_repairs(request, inspection, around, judged) if request.propose_repairs else (),
         recorded=None if believed is None else recorded_digest(believed.metadata.source),
     )
     description = compared(description, inspection.digest)
