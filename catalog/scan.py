@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from .entry import Identities
 from .experiment import Companions, DirectFiles, checkpoints_of_sidecar, find_companions, is_sidecar_name
 from .links import Link, kind_of, resolve_link
 from .listed import ListedFiles
+from .opening import companions_identities
 from .roots import DEFAULT_SUFFIXES, Root, is_checkpoint_name
 from .temporary import is_temporary_name
 
@@ -88,6 +90,7 @@ def scan_tree(
     on_found: Callable[[Found], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    noted: int = NOTED,
 ) -> Scan:
     """Walk a root, or a subtree of it. Blocks; nothing is opened but directories.
 
@@ -107,8 +110,9 @@ def scan_tree(
         on_found: called with each checkpoint instead of collecting it in `Scan.found` (0.8 KB each).
         on_progress: called now and then with the numbers of directories and checkpoints so far.
         should_stop: asked after each directory.
+        noted: how many orphans and leftovers are listed.
     """
-    walk = _Walk(root, root_fd, suffixes, roots or (root,), follow_links, on_found)
+    walk = _Walk(root, root_fd, suffixes, roots or (root,), follow_links, on_found, noted)
     with contextlib.closing(walk):
         walk.begin(subtree)
         while walk.step():
@@ -143,8 +147,10 @@ class _Walk:
         roots: Sequence[Root],
         follow_links: Sequence[bytes],
         on_found: Callable[[Found], None] | None,
+        noted: int,
     ) -> None:
         self.scan = Scan()
+        self._noted = noted
         self._root = root
         self._root_fd = root_fd
         self._suffixes = tuple(suffixes)
@@ -267,11 +273,11 @@ class _Walk:
 
     def _take_other(self, path: bytes, name: bytes, directory: bytes) -> None:
         if name.endswith((b".tmp", b".swap")) and is_temporary_name(name):
-            _note(self.scan.leftovers, path)
+            self._note(self.scan.leftovers, path)
         elif name.endswith(_SIDECAR_OF_OURS) and is_sidecar_name(name):
             names = self._files.names_of(directory)
             if not any(candidate in names for candidate in checkpoints_of_sidecar(name, self._suffixes)):
-                _note(self.scan.orphans, path)
+                self._note(self.scan.orphans, path)
 
     # ---- links ---------------------------------------------------------------------------------------------
 
@@ -367,9 +373,12 @@ class _Walk:
             companions = files.companions(path) if isinstance(files, ListedFiles) else find_companions(files, path)
         except OSError:
             companions = Companions()  # its disk says so again when the checkpoint is looked at
-        sidecars = [identity for name in companions.sidecars if (identity := _identity(files, name)) is not None]
-        config = None if companions.config is None else _identity(files, companions.config)
-        return Identities(itself, tuple(sidecars), config, link, companions.run_failed, shards)
+        identities = companions_identities(itself, companions, functools.partial(_identity, files))
+        return msgspec.structs.replace(identities, link=link, shards=shards)
+
+    def _note(self, notes: list[bytes], path: bytes) -> None:
+        if len(notes) < self._noted:
+            notes.append(path)
 
     def _note_odd(self, path: bytes, what: str) -> None:
         if len(self.scan.odd) < NOTED:
@@ -381,8 +390,3 @@ def _identity(files: DirectFiles, path: bytes) -> FileIdentity | None:
         status = files.status(path)
         return None if status is None else identity_of(status)
     return None
-
-
-def _note(notes: list[bytes], path: bytes) -> None:
-    if len(notes) < NOTED:
-        notes.append(path)

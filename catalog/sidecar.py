@@ -50,6 +50,8 @@ _REPLACES = {Author.CKPTD: frozenset({Author.CKPTD}), Author.TRAINING: frozenset
 _DIGEST_LINE = re.compile(rb"\n  body_digest: (blake2b|training-blake2b):([0-9a-f]{64})\n\Z")
 _DIGEST_LINE_MAX_BYTES = len(b"\n  body_digest: training-blake2b:") + 64 + 1
 _DIGEST_BYTES = 32
+_SOURCE = re.compile(rb"\nsource:\n(?:  .*\n)*?  size_bytes: ([0-9]{1,19})\n  modified_at: '([0-9TZ:.-]+)'\n(?:  .*\n)*\Z")
+"""The last section, as `render` writes it: no text of a person can stand at the margin behind it."""
 
 _Dumper: type[yaml.SafeDumper] | type[yaml.CSafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -100,6 +102,18 @@ def author_of(data: bytes) -> Author | None:
 def is_ours(data: bytes) -> bool:
     """Whether ckptd wrote exactly these bytes. It says nothing about whether they describe the file beside them."""
     return author_of(data) is Author.CKPTD
+
+
+def recorded_state(data: bytes) -> tuple[int, str] | None:
+    """Size and time of the file that ckptd described with exactly these bytes, without parsing YAML.
+
+    Returns:
+        `source.size_bytes` and `source.modified_at`; None for bytes of anybody else.
+    """
+    match = _SOURCE.search(data)
+    if match is None or not is_ours(data):
+        return None
+    return int(match.group(1)), match.group(2).decode("ascii")
 
 
 def status_of(data: bytes, source: Source | None, *, size_bytes: int, archive_id: str | None) -> SidecarStatus:
@@ -178,23 +192,46 @@ def write_sidecar(
     """
     directory, name = os.path.split(relative_path)
     with named(relative_path), opened_directory(root_fd, directory) as directory_fd:
-        check_name(directory_fd, name)
-        authors = _REPLACES[author_of(data) or Author.CKPTD] if replace_ours else frozenset()
-        temporary = temporary_name(name)
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd
-        )
-        try:
-            fill(fd, data, like)
-            if not (authors and _replace(directory_fd, temporary, name, authors)):
-                rename_no_replace(directory_fd, temporary, name)
-            identity = identity_of(os.fstat(fd))  # after the rename, which changes ctime
-        finally:
-            os.close(fd)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=directory_fd)
+        identity = place_sidecar(directory_fd, name, data, like=like, replace_ours=replace_ours)
         sync_directory(directory_fd)
         return identity
+
+
+def place_sidecar(
+    directory_fd: int, name: bytes, data: bytes, *, like: os.stat_result, replace_ours: bool = False
+) -> FileIdentity:
+    """As `write_sidecar`, for several files of one directory: durable once that directory has been synced.
+
+    Args:
+        directory_fd: The directory, opened for reading.
+        name: Of the sidecar.
+        data: What `render` returned.
+        like: Status of the checkpoint.
+        replace_ours: As `write_sidecar`.
+
+    Returns:
+        The identity of the file in its place.
+
+    Raises:
+        FileExistsError: a file is there that may not be replaced.
+        OSError: the system refused. Nothing of ours is left behind.
+    """
+    check_name(directory_fd, name)
+    authors = _REPLACES[author_of(data) or Author.CKPTD] if replace_ours else frozenset()
+    temporary = temporary_name(name)
+    fd = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd
+    )
+    try:
+        fill(fd, data, like)
+        if not (authors and _replace(directory_fd, temporary, name, authors)):
+            rename_no_replace(directory_fd, temporary, name)
+        identity = identity_of(os.fstat(fd))  # after the rename, which changes ctime
+    finally:
+        os.close(fd)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory_fd)
+    return identity
 
 
 def remove_sidecar(root_fd: int, relative_path: bytes, *, author: Author = Author.CKPTD) -> bool:

@@ -45,6 +45,8 @@ ATTEMPTS = 3
 
 Describe = Callable[[DescribeRequest, OpenedFiles], Awaitable[Description]]
 Done = Callable[[Target, Description], None]
+More = Callable[[], Awaitable[bool]]
+"""Asked before more files are taken in hand; False ends the work after those that are."""
 
 
 def describe_all(
@@ -56,6 +58,8 @@ def describe_all(
     trust_sidecar: bool = False,
     required_keys: tuple[str, ...] = (),
     in_process: bool = False,
+    propose_repairs: bool = False,
+    more: More | None = None,
 ) -> None:
     """Describe each target; `done` is called in the order of `targets`.
 
@@ -69,13 +73,21 @@ def describe_all(
         trust_sidecar: let a sidecar of ours that matches the file stand in for the inspection.
         required_keys: keys, or the beginnings of keys, that each state dict must have besides those of the settings.
         in_process: without worker processes; a hostile file can then take the command down.
+        propose_repairs: say what is wrong with the sidecars that others wrote.
+        more: asked before each handful of files in the pool; by default all are described.
 
     Raises:
         CommandError: no worker can be started, or torch is missing for level `weights`.
     """
-    one = _One(settings, level=level, trust_sidecar=trust_sidecar, required_keys=required_keys)
+    one = _One(
+        settings,
+        level=level,
+        trust_sidecar=trust_sidecar,
+        required_keys=required_keys,
+        propose_repairs=propose_repairs,
+    )
     try:
-        anyio.run(_describe_all, targets, done, settings, one, in_process)
+        anyio.run(_describe_all, targets, done, settings, one, in_process, more or _always)
     except (ZygoteError, TorchMissing) as error:
         raise CommandError(str(error), ENVIRONMENT) from error
     except BaseExceptionGroup as group:
@@ -84,7 +96,7 @@ def describe_all(
 
 
 async def _describe_all(
-    targets: Sequence[Target], done: Done, settings: Settings, one: "_One", in_process: bool
+    targets: Sequence[Target], done: Done, settings: Settings, one: "_One", in_process: bool, more: More
 ) -> None:
     if in_process:
         for target in targets:
@@ -107,7 +119,8 @@ async def _describe_all(
             in_order.put(position, await one.describe(target, pool.describe, opening))
 
         async def work() -> None:
-            for start, handful in handfuls:
+            while await more() and (taken := next(handfuls, None)) is not None:
+                start, handful = taken
                 openings = await anyio.to_thread.run_sync(one.open_files, handful)
                 async with anyio.create_task_group() as tasks:
                     for position, (target, opening) in enumerate(zip(handful, openings, strict=True), start):
@@ -116,6 +129,10 @@ async def _describe_all(
         async with anyio.create_task_group() as tasks:
             for _ in range(_handfuls_at_once(workers)):
                 tasks.start_soon(work)
+
+
+async def _always() -> bool:
+    return True
 
 
 def _handfuls_at_once(workers: int) -> int:
@@ -132,11 +149,18 @@ class _One:
     """The way of one file from its path to its description."""
 
     def __init__(
-        self, settings: Settings, *, level: Level, trust_sidecar: bool, required_keys: tuple[str, ...]
+        self,
+        settings: Settings,
+        *,
+        level: Level,
+        trust_sidecar: bool,
+        required_keys: tuple[str, ...],
+        propose_repairs: bool,
     ) -> None:
         self._settings = settings
         self.level = level
         self._trust_sidecar = trust_sidecar
+        self._propose_repairs = propose_repairs
         self._required_keys = required_keys
         self._directories = anyio.CapacityLimiter(DIRECTORIES_AT_ONCE)
 
@@ -207,6 +231,7 @@ class _One:
             checkpoint_path=shown_path(target.absolute)[0],
             level=self.level,
             trust_sidecar=self._trust_sidecar,
+            propose_repairs=self._propose_repairs,
             required_keys=(*self._required_keys, *self._settings.required_at(target.absolute)),
             timeout_s=self._time_for(identities.file.size),
         )

@@ -1,167 +1,217 @@
-"""ckptd metadata: write the missing `.metadata.yaml` files of a tree, without a daemon."""
+"""ckptd metadata: describe what has no current sidecar and write one; audit, repair and tidy up a tree."""
 
 import argparse
 import contextlib
-import enum
 import os
-import sys
-from collections import Counter
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterable, Sequence
 
+import anyio
+import msgspec
+
+from ckptd.catalog.backups import clean_swaps
 from ckptd.catalog.describe import sidecar_for
-from ckptd.catalog.description import Description, SidecarStatus
-from ckptd.catalog.entry import shown_path
-from ckptd.catalog.opening import status_of_checkpoint
-from ckptd.catalog.renaming import rename_no_replace
+from ckptd.catalog.description import Description
 from ckptd.catalog.roots import Root
-from ckptd.catalog.sidecar import render, sidecar_path, write_sidecar
-from ckptd.validators.findings import Severity
+from ckptd.catalog.sidecar import clean_leftovers, render
 
 from ..settings import Settings, SidecarName
-from . import output
+from .current import is_current
 from .describing import describe_all
 from .exits import ENVIRONMENT, FINE, FOUND
 from .flags import add_setting_flags, settings_from
-from .targets import Target, find_targets, holding_roots, opened, writing_in
+from .interrupts import Interrupts
+from .orphans import OrphanOutcome, find_orphans, remove_orphan
+from .pacing import pacing
+from .sidecar_jobs import Job, foreseen, plan, untouched
+from .sidecar_report import FORMATS, Report
+from .sidecar_results import Outcome, Result, State
+from .sidecar_writers import WAITING, SidecarWriters, written_per_s
+from .targets import Target, Targets, find_targets, holding_roots, opened, writing_in
+
+OnResult = Callable[[Result], None]
 
 _SETTINGS = ("suffixes", "sidecar_name", "workers", "worker_memory_mb", "worker_timeout_s", "config")
-_BACKUPS = 100
-
-
-class Outcome(enum.StrEnum):
-    """What became of one checkpoint's sidecar."""
-
-    WRITTEN = "written"
-    WOULD_WRITE = "would write"
-    CURRENT = "current"
-    """One is there and describes this file."""
-    STALE = "stale"
-    """A person's or a training's, about an earlier file of this name; `--repair` replaces it."""
-    UNREADABLE = "unreadable"
-    """There is one that is not metadata; `--repair` replaces it."""
-    INVALID = "invalid checkpoint"
-    """Nothing is written about a file that cannot be used."""
-    FAILED = "failed"
-
-
-class Result(NamedTuple):
-    """One line of the answer."""
-
-    target: Target
-    outcome: Outcome
-    detail: str = ""
+_PAUSE_S = 0.01
+_ABANDON_S = 1.0
+_SAMPLE = 64
+"""Files that are written, without a name, to learn how fast the disk is."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Directories, dry run, repair."""
-    parser.usage = "ckptd metadata [PATH ...] [--dry-run] [--repair] [--json] [settings]"
+    """Directories, what to do, form of the answer."""
+    parser.usage = (
+        "ckptd metadata [PATH ...] [--dry-run] [--repair] [--remove-orphans]\n"
+        "                      [--workers N] [--progress] [--format FORMAT] [settings]"
+    )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help="directories that hold checkpoints, or are one (default: outputs)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
     parser.add_argument(
-        "--repair", action="store_true", help="also replace stale and unreadable ones; the old is kept as .bak"
+        "--dry-run", action="store_true", help="say what would be done and how long it would take, write nothing"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document instead of lines")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="also correct what older generators got wrong, and replace stale and unreadable ones; "
+        "the old is kept as .bak, every change is told",
+    )
+    parser.add_argument(
+        "--remove-orphans",
+        action="store_true",
+        help="remove sidecars without a checkpoint; a person's are renamed to .bak",
+    )
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="a bar on a terminal, a line now and then in a pipe (default: for what takes long)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="table: also tab-separated lines in a pipe (default); json: one document; "
+        "jsonl: one for each checkpoint, as it is done; csv",
+    )
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
     add_setting_flags(parser, ("roots", *_SETTINGS))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Describe what has no current sidecar and write one; 1 if a checkpoint is invalid, 3 if a write was refused."""
+    """Write what is missing; 1 if a checkpoint is invalid, 3 if a write was refused, 130 after Ctrl-C."""
     settings = settings_from(options)
     paths = options.paths or settings.roots
     roots = holding_roots(paths)
-    with contextlib.nullcontext() if options.dry_run else writing_in(roots):
+    with (
+        contextlib.nullcontext() if options.dry_run else writing_in(roots),
+        Interrupts("finishing what is in hand; run the same command again to go on") as interrupts,
+    ):
         targets = find_targets(paths, settings.suffixes)
-        writer = _Writer(settings, dry_run=options.dry_run, repair=options.repair)
-        results: list[Result] = []
-        if targets.found:
-            with output.progress("describing", len(targets.found)) as progress:
-
-                def done(target: Target, description: Description) -> None:
-                    results.append(writer.handle(target, description))
-                    progress.advance()
-
-                describe_all(targets.found, done, settings, trust_sidecar=True)
-    _print(results, as_json=options.json)
+        report = Report(options.format, dry_run=options.dry_run, repair=options.repair)
+        run_ = _Run(options, settings, report, interrupts)
+        if not options.dry_run:
+            _clean(targets.leftovers)
+        try:
+            run_.describe(targets)
+        except KeyboardInterrupt:
+            if not interrupts.at_once:
+                raise
+        else:
+            run_.look_at_orphans(targets)
+        if not options.dry_run:
+            _clean(targets.leftovers)
+        report.finish(targets, interrupted=interrupts.received is not None)
     for problem in targets.problems:
-        print(f"ckptd: {output.printable(problem)}", file=sys.stderr)
-    outcomes = {result.outcome for result in results}
-    if targets.problems or Outcome.FAILED in outcomes:
+        report.complain(problem)
+    return interrupts.exit_code or _status(report, targets)
+
+
+def _status(report: Report, targets: Targets) -> int:
+    outcomes = {result.outcome for result in report.results}
+    orphans = {orphan.outcome for orphan in report.orphans}
+    if targets.problems or Outcome.FAILED in outcomes or OrphanOutcome.FAILED in orphans:
         return ENVIRONMENT
     return FOUND if Outcome.INVALID in outcomes else FINE
 
 
-class _Writer:
-    """Decides about one sidecar and writes it."""
+def _clean(leftovers: Iterable[tuple[Root, bytes]]) -> None:
+    """Remove what killed runs left behind: temporary files, and files that they were about to exchange."""
+    for root, directory in dict.fromkeys((root, os.path.dirname(path)) for root, path in leftovers):
+        with contextlib.suppress(OSError), opened(root) as root_fd:
+            clean_leftovers(root_fd, directory)
+            clean_swaps(root_fd, directory, now=time.time())
 
-    def __init__(self, settings: Settings, *, dry_run: bool, repair: bool) -> None:
-        self._long_name = settings.sidecar_name is SidecarName.LONG
-        self._dry_run = dry_run
-        self._repair = repair
 
-    def handle(self, target: Target, description: Description) -> Result:
-        worst = next((found for found in description.findings if found.severity is Severity.ERROR), None)
-        if worst is not None:
-            return Result(target, Outcome.INVALID, f"{worst.code}: {worst.message}")
-        status = description.sidecar
-        if status in (SidecarStatus.OURS, SidecarStatus.FOREIGN):
-            return Result(target, Outcome.CURRENT)
-        if status is SidecarStatus.STALE and not self._repair:
-            return Result(target, Outcome.STALE, "describes an earlier file of this name; --repair replaces it")
-        if status is SidecarStatus.INVALID and not self._repair:
-            return Result(target, Outcome.UNREADABLE, "is not metadata; --repair replaces it")
-        if self._dry_run:
-            return Result(target, Outcome.WOULD_WRITE)
+class _Run:
+    """One run over the targets."""
+
+    def __init__(self, options: argparse.Namespace, settings: Settings, report: Report, interrupts: Interrupts) -> None:
+        self._dry_run: bool = options.dry_run
+        self._repair: bool = options.repair
+        self._remove_orphans: bool = options.remove_orphans
+        self._progress: bool | None = options.progress
+        self._settings = settings
+        self._report = report
+        self._interrupts = interrupts
+        self._sample: list[Job] = []
+
+    def describe(self, targets: Targets) -> None:
+        """Describe what is not current, and do or foresee what is to be done about it."""
+        what = "looking at checkpoints" if self._dry_run else "writing metadata"
+        with pacing(what, len(targets.found), shown=self._progress) as progress:
+
+            def on_result(result: Result) -> None:
+                self._report.add(result)
+                progress.advance()
+
+            remaining: list[Target] = []
+            for target in targets.found:
+                if is_current(target, self._settings):
+                    on_result(Result(target, State.OURS, Outcome.CURRENT))
+                else:
+                    remaining.append(target)
+            if not remaining:
+                return
+            if self._dry_run:
+                self._foresee(remaining, on_result)
+            else:
+                self._write(remaining, on_result)
+
+    def look_at_orphans(self, targets: Targets) -> None:
+        """List orphans, and remove them where asked."""
+        for orphan in find_orphans(targets.orphans):
+            removes = self._remove_orphans and not self._dry_run and self._interrupts.received is None
+            self._report.add_orphan(remove_orphan(orphan) if removes else orphan)
+
+    def _write(self, targets: Sequence[Target], on_result: OnResult) -> None:
+        writers = SidecarWriters(on_result, long_name=self._settings.sidecar_name is SidecarName.LONG)
+
+        def done(target: Target, description: Description) -> None:
+            job = plan(target, _lean(description), repair=self._repair)
+            if job.does_nothing:
+                writers.tell(untouched(job))
+            else:
+                writers.put(job)
+
+        async def more() -> bool:
+            while writers.waiting > WAITING and not writers.failed:  # noqa: ASYNC110 - threads empty it, not tasks
+                await anyio.sleep(_PAUSE_S)
+            return self._interrupts.received is None and not writers.failed
+
         try:
+            describe_all(targets, done, self._settings, trust_sidecar=True, propose_repairs=True, more=more)
+            writers.close()
+        except BaseException:
+            writers.abandon(_ABANDON_S)
+            raise
+
+    def _foresee(self, targets: Sequence[Target], on_result: OnResult) -> None:
+        began = time.perf_counter()
+
+        def done(target: Target, description: Description) -> None:
+            job = plan(target, _lean(description), repair=self._repair)
+            if job.does_nothing:
+                on_result(untouched(job))
+                return
+            if job.writes and len(self._sample) < _SAMPLE:
+                self._sample.append(job)
             with opened(target.root) as root_fd:
-                return self._write(root_fd, target, description)
-        except OSError as error:
-            return Result(target, Outcome.FAILED, error.strerror or str(error))
+                on_result(foreseen(job, root_fd))
 
-    def _write(self, root_fd: int, target: Target, description: Description) -> Result:
-        checkpoint, identity = status_of_checkpoint(root_fd, target.path)
-        if identity != description.inspection.identity:
-            return Result(target, Outcome.FAILED, "the checkpoint changed meanwhile; run it again")
-        path = sidecar_path(target.path, long_name=self._long_name)
-        detail = ""
-        if description.sidecar in (SidecarStatus.STALE, SidecarStatus.INVALID):
-            detail = _set_aside(target.root, path)
-        data = render(sidecar_for(description), description.user)
-        ours = description.sidecar is SidecarStatus.STALE_OURS
-        write_sidecar(root_fd, path, data, like=checkpoint, replace_ours=ours)
-        return Result(target, Outcome.WRITTEN, detail)
+        async def more() -> bool:
+            return self._interrupts.received is None
+
+        describe_all(targets, done, self._settings, trust_sidecar=True, propose_repairs=True, more=more)
+        self._report.estimate(len(targets), time.perf_counter() - began, self._written_per_s())
+
+    def _written_per_s(self) -> float | None:
+        if not self._sample:
+            return None
+        data = [render(sidecar_for(job.description), job.description.user) for job in self._sample]
+        return written_per_s(data, os.path.dirname(self._sample[0].target.absolute))
 
 
-def _set_aside(root: Root, path: bytes) -> str:
-    """Rename what a person wrote to `.bak`; nothing is ever lost, an earlier `.bak` neither."""
-    directory, name = os.path.split(root.join(path))
-    directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for number in range(_BACKUPS):
-            backup = name + (b".bak" if number == 0 else b".bak%d" % number)
-            with contextlib.suppress(FileExistsError):
-                rename_no_replace(directory_fd, name, backup)
-                return f"the old one is {output.printable(shown_path(backup)[0])}"
-        raise FileExistsError(f"there are {_BACKUPS} backups already; remove some")
-    except FileNotFoundError:
-        return ""  # the stale one has the other name, which is read after the one that is written now
-    finally:
-        os.close(directory_fd)
-
-
-def _print(results: list[Result], *, as_json: bool) -> None:
-    counts = Counter(result.outcome for result in results)
-    if as_json:
-        lines = [
-            {"checkpoint_path": shown_path(r.target.absolute)[0], "outcome": r.outcome, "detail": r.detail}
-            for r in results
-        ]
-        output.print_json({"checkpoints": lines, "counts": {str(outcome): n for outcome, n in counts.items()}})
-        return
-    told = [r for r in results if r.outcome is not Outcome.CURRENT]
-    if told:
-        rows = [(output.shown_path(r.target.absolute), r.outcome.value, r.detail) for r in told]
-        output.print_table(("checkpoint", "metadata", "detail"), rows)
-    summary = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none"
-    print(f"{len(results)} checkpoints: {summary}", file=sys.stderr)
+def _lean(description: Description) -> Description:
+    """Without what no sidecar tells: many descriptions wait to be written at one time."""
+    inspection = msgspec.structs.replace(description.inspection, tensors=())
+    return msgspec.structs.replace(description, inspection=inspection, search_text="", config=None)

@@ -147,6 +147,14 @@ def count(number: int | None) -> str:
     return f"{value:.1f} T"
 
 
+def duration(seconds: float) -> str:
+    """A time span for people, in its largest fitting unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
 def age(timestamp: str | None, now: datetime | None = None) -> str:
     """An RFC 3339 time as how long ago it was."""
     if timestamp is None:

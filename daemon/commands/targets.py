@@ -2,13 +2,14 @@
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from ckptd.catalog.directories import checkpoint_directory
 from ckptd.catalog.roots import Root, RootError, resolve_roots
-from ckptd.catalog.scan import scan_tree
+from ckptd.catalog.scan import Found, scan_tree
 
 from ..rootlock import RootLock
 from .exits import USAGE, CommandError
@@ -22,6 +23,8 @@ class Target(NamedTuple):
     """Relative to the root."""
     is_directory: bool = False
     """It is a directory that a sharded format claims."""
+    found: Found | None = None
+    """What a walk saw of it; None where it was named itself."""
 
     @property
     def absolute(self) -> bytes:
@@ -35,6 +38,12 @@ class Targets(NamedTuple):
     found: list[Target]
     problems: list[str]
     """Directories that could not be listed: they make the answer incomplete."""
+    links: int = 0
+    """Links to checkpoints, which are no targets."""
+    orphans: Sequence[tuple[Root, bytes]] = ()
+    """What has a sidecar's name, and no checkpoint of a listed suffix beside it."""
+    leftovers: Sequence[tuple[Root, bytes]] = ()
+    """Temporary files of ckptd."""
 
 
 def find_targets(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
@@ -59,14 +68,16 @@ def find_targets(paths: Iterable[str], suffixes: Sequence[str]) -> Targets:
             raise CommandError(f"{path!r} is a link that leads nowhere; remove it or restore its target", USAGE)
         else:
             raise CommandError(f"{path!r} does not exist; name a checkpoint or a directory", USAGE)
-    found: list[Target] = []
-    problems: list[str] = []
-    for root in directory_roots(directories):
-        in_root, unreachable = _scan(root, suffixes)
-        found += in_root
-        problems += unreachable
+    trees = [_scan(root, suffixes) for root in directory_roots(directories)]
+    found = [target for tree in trees for target in tree.found]
     in_trees = {target.absolute for target in found}
-    return Targets([*(each for each in dict.fromkeys(named) if each.absolute not in in_trees), *found], problems)
+    return Targets(
+        [*(each for each in dict.fromkeys(named) if each.absolute not in in_trees), *found],
+        [problem for tree in trees for problem in tree.problems],
+        sum(tree.links for tree in trees),
+        [orphan for tree in trees for orphan in tree.orphans],
+        [leftover for tree in trees for leftover in tree.leftovers],
+    )
 
 
 def holding_roots(paths: Iterable[str]) -> list[Root]:
@@ -131,17 +142,25 @@ def writing_in(roots: Sequence[Root]) -> Iterator[None]:
             lock.release()
 
 
-def _scan(root: Root, suffixes: Sequence[str]) -> tuple[list[Target], list[str]]:
+def _scan(root: Root, suffixes: Sequence[str]) -> Targets:
     with opened(root) as root_fd:
-        scan = scan_tree(root, root_fd, suffixes=tuple(suffixes))
+        scan = scan_tree(root, root_fd, suffixes=tuple(suffixes), noted=sys.maxsize)
     targets = [
-        Target(root, found.path, found.identities.shards is not None) for found in scan.found if found.link is None
+        Target(root, found.path, found.identities.shards is not None, found)
+        for found in scan.found
+        if found.link is None
     ]
     problems = [
         f"{os.fsdecode(root.join(directory))}: cannot be looked at ({error.strerror})"
         for directory, error in scan.unreachable.items()
     ]
-    return sorted(targets, key=lambda target: target.path), problems
+    return Targets(
+        sorted(targets, key=lambda target: target.path),
+        problems,
+        len(scan.found) - len(targets),
+        [(root, path) for path in sorted(scan.orphans)],
+        [(root, path) for path in scan.leftovers],
+    )
 
 
 def _is_locked_above(path: bytes) -> bool:
