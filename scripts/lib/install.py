@@ -1,0 +1,409 @@
+"""scripts/install: set ckptd up as a service, bring it up to date, or remove it; every step can be repeated."""
+
+import argparse
+import glob
+import hashlib
+import json
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
+
+from install_plan import (
+    CONFIG_DIRECTORY,
+    DEFAULT_PREFIX,
+    DROP_IN,
+    REPO,
+    SYSUSERS,
+    UNIT_DIRECTORY,
+    UNITS,
+    Setup,
+    config_text,
+    drop_in_text,
+    unit_files,
+    unreachable_for_others,
+)
+
+STAMP = ".ckptd-wheel"
+"""In the prefix: the digest of the wheel that is installed there; it also marks the prefix as ours to remove."""
+START_DEADLINE_S = 120.0
+_BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "setup.py", "setup.cfg", "scripts", "daemon")
+_BUILT_FROM += ("catalog", "validators", "constraints.txt")
+
+
+_WOULD = {
+    "kept": "would keep",
+    "wrote": "would write",
+    "removed": "would remove",
+    "ran": "would run",
+    "installed": "would install",
+}
+
+
+class InstallError(Exception):
+    """Raised when it cannot go on; the message says why and what to do."""
+
+
+class Installer:
+    """Does each step, or only says so."""
+
+    def __init__(self, setup: Setup, *, destdir: str, dry_run: bool) -> None:
+        self.setup = setup
+        self.dry_run = dry_run
+        self._destdir = destdir
+        self.changed = False
+        """Something is on the machine now that the running service does not know."""
+
+    # ---- steps ---------------------------------------------------------------------------------------------
+
+    def write(self, path: str, text: str, *, keep: bool = False) -> None:
+        """Put a file in place, unless it is there with these contents, or at all and is to be kept."""
+        target = Path(self._destdir + path)
+        if target.exists() and (keep or target.read_text(encoding="utf-8") == text):
+            self.tell("kept", path)
+            return
+        self.tell("wrote", path)
+        self.changed = True
+        if not self.dry_run:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}.new")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.chmod(0o644)
+            temporary.replace(target)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a tree, if it is there."""
+        target = Path(self._destdir + path)
+        if not os.path.lexists(target):
+            return
+        self.tell("removed", path)
+        if self.dry_run:
+            return
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink()
+
+    def run(self, *command: str, tolerate: bool = False) -> str:
+        """Run a command that changes the machine; returns what it printed.
+
+        Raises:
+            InstallError: it failed, and that is not tolerated.
+        """
+        self.tell("ran", " ".join(command))
+        if self.dry_run:
+            return ""
+        return run(*command, tolerate=tolerate)
+
+    def tell(self, what: str, which: str) -> None:
+        """One line for each step."""
+        print(f"{_WOULD[what] if self.dry_run else what} {which}", flush=True)
+
+    # ---- the package ---------------------------------------------------------------------------------------
+
+    def install_package(self, wheel: str | None) -> None:
+        """Have the prefix hold what the checkout holds. What is there stays untouched until a wheel is built."""
+        prefix = self.setup.prefix
+        if self.dry_run:
+            self.tell("installed", f"ckptd from {wheel or REPO} in {prefix}")
+            return
+        with tempfile.TemporaryDirectory(prefix="ckptd-install-") as scratch:
+            built = Path(wheel) if wheel is not None else build_wheel(Path(scratch))
+            digest = hashlib.sha256(built.read_bytes()).hexdigest()
+            stamp = Path(prefix, STAMP)
+            if stamp.exists() and stamp.read_text(encoding="ascii") == digest and works(prefix):
+                self.tell("kept", f"{prefix}: it holds this version already")
+                return
+            if not works(prefix):
+                run(sys.executable, "-m", "venv", "--clear", prefix)
+                os.chmod(prefix, 0o755)  # also under a umask that closes it to the service's user
+            pip = (f"{prefix}/bin/python", "-m", "pip", "install", "-qq", "--no-input", "-c", f"{REPO}/constraints.txt")
+            run(*pip, str(built))
+            run(
+                *pip, "--force-reinstall", "--no-deps", str(built)
+            )  # the version may be the same while the contents are not
+            share = Path(prefix, "share", "doc", "ckptd")
+            shutil.copytree(REPO / "docs", share, dirs_exist_ok=True)
+            stamp.write_text(digest, encoding="ascii")
+        self.changed = True
+        self.tell("installed", f"ckptd in {prefix}")
+
+    # ---- the whole -----------------------------------------------------------------------------------------
+
+    def install(self, roots: list[str], port: int | None, wheel: str | None, *, start: bool) -> None:
+        """Everything, in the order in which it is needed."""
+        setup = self.setup
+        if not self._destdir:
+            self.install_package(wheel)
+        for path, text in unit_files(setup.prefix):
+            self.write(path, text)
+        if not self._destdir and setup.owner is None:
+            self.run("systemd-sysusers", SYSUSERS)
+        self.write(setup.config, config_text(roots, port), keep=True)
+        self.write(setup.drop_in, drop_in_text(setup, self.roots(roots), interpreter(setup.prefix)))
+        if self._destdir:
+            return
+        self.run("systemctl", "daemon-reload")
+        units = [unit for unit in (setup.socket, setup.service) if unit is not None]
+        self.run("systemctl", "enable", "--quiet", *units)
+        if not start:
+            return
+        # The socket first, and never restarted for a new version: it is what keeps the connections.
+        for unit in units:
+            is_service = unit == setup.service
+            self.run("systemctl", "restart" if is_service and self.changed else "start", unit)
+        if not self.dry_run:
+            tell_page(setup)
+
+    def roots(self, given: list[str]) -> list[str]:
+        """The roots that the configuration names, as far as it can be read here."""
+        python = f"{self.setup.prefix}/bin/python"
+        config = self._destdir + self.setup.config
+        if not os.path.exists(config) or not os.path.exists(python):
+            return given or ["/srv/outputs"]
+        code = (
+            "import json, sys; from ckptd.daemon.settings import load_settings\n"
+            "print(json.dumps(load_settings({}, {'STATE_DIRECTORY': '/nonexistent'}, sys.argv[1]).roots))"
+        )
+        roots = [os.path.abspath(root) for root in json.loads(run(python, "-I", "-c", code, config))]
+        for root in given:
+            if root not in roots:
+                print(
+                    f"note: {config} was there already and does not name {root}; add it under roots, and run this again"
+                )
+        return roots
+
+    def uninstall(self, *, purge: bool) -> None:
+        """Everything but what people wrote and what ckptd learned; with `purge` that too."""
+        if not self._destdir:
+            instances = re.findall(
+                r"^(ckptd@\S+\.service)",
+                run("systemctl", "list-units", "--all", "--plain", "--no-legend", "ckptd@*"),
+                re.M,
+            )
+            there = [unit for unit in UNITS if os.path.exists(f"{UNIT_DIRECTORY}/{unit}") and "@." not in unit]
+            for unit in (
+                *(u for u in there if u.endswith(".socket")),
+                *instances,
+                *(u for u in there if u.endswith(".service")),
+            ):
+                self.run("systemctl", "disable", "--quiet", "--now", unit, tolerate=True)
+        drop_ins = glob.glob(f"{self._destdir}{UNIT_DIRECTORY}/ckptd*.service.d/{DROP_IN}")
+        for path in [
+            *(f"{UNIT_DIRECTORY}/{unit}" for unit in UNITS),
+            SYSUSERS,
+            *(p.removeprefix(self._destdir) for p in drop_ins),
+        ]:
+            self.remove(path)
+        for directory in {os.path.dirname(path) for path in drop_ins}:
+            if not self.dry_run and not os.listdir(directory):
+                os.rmdir(directory)
+        if os.path.exists(f"{self._destdir}{self.setup.prefix}/{STAMP}"):
+            self.remove(self.setup.prefix)
+        states = [path.removeprefix(self._destdir) for path in glob.glob(f"{self._destdir}/var/lib/ckptd*")]
+        for path in [CONFIG_DIRECTORY, *states]:
+            if purge:
+                self.remove(path)
+            elif os.path.exists(self._destdir + path):
+                self.tell("kept", f"{path} (--purge removes it)")
+        if not self._destdir:
+            self.run("systemctl", "daemon-reload")
+            if purge and has_user("ckptd"):
+                self.run("userdel", "ckptd", tolerate=True)
+
+
+# ---- helpers -----------------------------------------------------------------------------------------------------
+
+
+def run(*command: str, tolerate: bool = False, cwd: str | None = None) -> str:
+    """Run a command; returns its output.
+
+    Raises:
+        InstallError: it failed, and that is not tolerated.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
+    if done.returncode != 0 and not tolerate:
+        said = (done.stderr or done.stdout).strip()[-3000:]
+        raise InstallError(f"`{' '.join(command)}` ended with {done.returncode}: {said or 'it said nothing'}")
+    return done.stdout
+
+
+def build_wheel(scratch: Path) -> Path:
+    """A wheel of the checkout, built in a copy: nothing of root's is left behind in somebody's checkout."""
+    source = scratch / "source"
+    source.mkdir()
+    for name in _BUILT_FROM:
+        if (REPO / name).is_dir():
+            shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
+        elif (REPO / name).exists():
+            shutil.copy2(REPO / name, source / name)
+    print("building ckptd", flush=True)
+    environment = scratch / "build"
+    run(sys.executable, "-m", "venv", str(environment))
+    os.environ["SOURCE_DATE_EPOCH"] = "1577836800"  # the same sources make the same wheel, byte for byte
+    run(f"{environment}/bin/pip", "wheel", "-qq", "--no-input", "--no-deps", "-w", str(scratch), str(source))
+    return next(scratch.glob("ckptd-*.whl"))
+
+
+def works(prefix: str) -> bool:
+    """Whether there is an environment whose Python runs; one that was upgraded away leaves dangling links."""
+    try:
+        return subprocess.run([f"{prefix}/bin/python", "-c", ""], check=False, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def interpreter(prefix: str) -> str:
+    """The program that the service really executes."""
+    python = f"{prefix}/bin/python"
+    return os.path.realpath(python if os.path.exists(python) else sys.executable)
+
+
+def has_user(name: str) -> bool:
+    """Whether the machine knows a user."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def tell_page(setup: Setup) -> None:
+    """Wait until the service answers, and say where.
+
+    Raises:
+        InstallError: it does not.
+    """
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        status = run("systemctl", "show", "--property", "StatusText", "--value", setup.service, tolerate=True)
+        url = re.search(r"http://\S+?(?=[;\s]|$)", status)
+        if url is not None and answer(f"{url[0]}/health") == 200:
+            break
+        if time.monotonic() > deadline:
+            raise InstallError(f"{setup.service} does not answer; journalctl -u {setup.service} says why")
+        time.sleep(0.2)
+    print(f"{setup.service} is active. The page: {url[0]}/")
+    if answer(f"{url[0]}/checkpoints?page_size=1") == 401:
+        command = f"{setup.prefix}/bin/ckptd token --state-dir {setup.state}"
+        token = run(*command.split(), tolerate=True).strip() if sys.stdout.isatty() else ""
+        print(
+            f"It asks for a token: {url[0]}/?token={token}"
+            if token
+            else f"It asks for a token; as root, `{command}` prints it."
+        )
+
+
+def answer(url: str) -> int | None:
+    """The status of an answer; None without one."""
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    made = argparse.ArgumentParser(prog="scripts/install", description=__doc__)
+    made.add_argument(
+        "--root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a tree to watch (default: /srv/outputs); again for more",
+    )
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--group", help="the group that owns the trees; the service becomes a member of it")
+    which.add_argument("--owner", help="an instance of its own for this user: ckptd@OWNER")
+    which.add_argument("--read-only", action="store_true", help="write nothing beside the checkpoints: ckptd-readonly")
+    made.add_argument("--port", type=int, help="port of an --owner's instance (default: 8765)")
+    made.add_argument("--prefix", default=DEFAULT_PREFIX, help=f"where ckptd is installed (default: {DEFAULT_PREFIX})")
+    made.add_argument("--wheel", help="install this wheel instead of building the checkout")
+    made.add_argument("--no-socket", action="store_true", help="the service opens its port itself, as ckptd.yaml says")
+    made.add_argument("--no-start", action="store_true", help="enable it, and leave the start to you")
+    made.add_argument("--uninstall", action="store_true", help="remove everything but settings and state")
+    made.add_argument("--purge", action="store_true", help="with --uninstall: settings, state and user too")
+    made.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    made.add_argument(
+        "--destdir", default="", metavar="DIR", help="write the units and settings below DIR, and touch nothing else"
+    )
+    return made
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot end well, before anything is touched.
+
+    Raises:
+        InstallError: the machine, or an argument.
+    """
+    if not os.path.isabs(options.prefix) or os.path.normpath(options.prefix) in ("/", "/usr", "/usr/local", "/opt"):
+        raise InstallError(f"--prefix {options.prefix}: name a directory of its own, such as {DEFAULT_PREFIX}")
+    if re.search(r"[\s%\"'\\]", options.prefix):
+        raise InstallError(f"--prefix {options.prefix}: neither blanks, quotes nor % can stand in a unit's paths")
+    if options.purge and not options.uninstall:
+        raise InstallError("--purge goes with --uninstall")
+    if options.port is not None and options.owner is None:
+        raise InstallError(
+            "--port goes with --owner; the others listen where their socket unit says: systemctl edit ckptd.socket"
+        )
+    if options.destdir or options.dry_run:
+        return
+    if os.geteuid() != 0:
+        raise InstallError(
+            "a service of the machine is set up by root (sudo scripts/install); without root, scripts/run serves"
+        )
+    if not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+        raise InstallError("this machine was not booted by systemd; run `ckptd serve` under its own supervisor")
+    if options.uninstall:
+        return
+    if options.owner is not None and not has_user(options.owner):
+        raise InstallError(f"--owner {options.owner}: there is no such user")
+    closed = unreachable_for_others(sys.executable)
+    if closed is not None:
+        raise InstallError(
+            f"{sys.executable} lies below {closed}, which the service's user cannot enter; name another Python, "
+            "such as PYTHON=/usr/bin/python3"
+        )
+
+
+def main() -> int:
+    """Returns the exit code: 0 fine, 2 usage, 3 the machine."""
+    options = parser().parse_args()
+    prefix = os.path.normpath(options.prefix)
+    setup = Setup(options.owner, options.read_only, options.group, not options.no_socket, prefix)
+    try:
+        check(options)
+        installer = Installer(
+            setup, destdir=os.path.abspath(options.destdir) if options.destdir else "", dry_run=options.dry_run
+        )
+        if options.uninstall:
+            installer.uninstall(purge=options.purge)
+        else:
+            roots = [os.path.abspath(root) for root in options.root]
+            installer.install(roots, options.port, options.wheel, start=not options.no_start)
+    except (InstallError, ValueError) as error:
+        print(f"scripts/install: {error}", file=sys.stderr)
+        return 3
+    except OSError as error:
+        print(f"scripts/install: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
