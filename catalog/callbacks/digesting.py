@@ -1,9 +1,11 @@
 """Checkpoints written whole or not at all, and their digest taken while the bytes are on their way to the disk."""
 
+import collections
 import contextlib
 import io
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +23,13 @@ from ..temporary import temporary_name
 ALONGSIDE_BYTES = 1 << 20
 """Pieces of this size and more are digested by a second thread while the first one writes them: BLAKE3 is several times
 as fast as any disk, so it costs the writer nothing but the hand-over. Smaller ones are collected up to it."""
+
+
+REMEMBERED = 1024
+"""Files written in this process whose digests are kept until their metadata is written."""
+
+_remembered: "collections.OrderedDict[tuple[int, int, int], str]" = collections.OrderedDict()
+_lock = threading.Lock()
 
 
 class WrittenFile(msgspec.Struct, frozen=True):
@@ -163,6 +172,7 @@ def written_whole(path: str, *, durable: bool = True) -> Iterator[tuple[Digestin
                 os.fsync(fd)
             os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
             results.append(WrittenFile(digest, identity_of(os.fstat(fd))))
+            _remember(results[0])
         finally:
             os.close(fd)
             with contextlib.suppress(FileNotFoundError):
@@ -172,6 +182,24 @@ def written_whole(path: str, *, durable: bool = True) -> Iterator[tuple[Digestin
                 os.fsync(directory_fd)
     finally:
         os.close(directory_fd)
+
+
+def remembered_digest(identity: FileIdentity) -> str | None:
+    """The digest of a file that this process wrote, while it is the same file; None for others."""
+    with _lock:
+        return _remembered.get(_key(identity))
+
+
+def _remember(written: WrittenFile) -> None:
+    with _lock:
+        _remembered[_key(written.identity)] = written.digest
+        while len(_remembered) > REMEMBERED:
+            _remembered.popitem(last=False)
+
+
+def _key(identity: FileIdentity) -> tuple[int, int, int]:
+    # Not the change time: a link or another mode does not make it another file.
+    return identity.inode, identity.size, identity.mtime_ns
 
 
 def _keep_mode(fd: int, directory_fd: int, name: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from ckptd.validators.errors import Changed, Unreadable
-from ckptd.validators.inspection import FileIdentity, Plain
+from ckptd.validators.inspection import FileIdentity, Level, Plain
 from ckptd.validators.reader import identity_of
 
 from ..describe import describe_opened, generated_by, sidecar_for
@@ -21,6 +21,7 @@ from ..metric_names import metric_key
 from ..opening import open_checkpoint
 from ..roots import open_beneath
 from ..sidecar import Author, author_of, remove_sidecar, render, sidecar_path, write_sidecar
+from .digesting import remembered_digest
 
 
 class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +36,8 @@ class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
     for) only when the sidecar is written. Whatever is no finite number is left out."""
     digest: str | None = None
     """Of the whole file, where it was computed while saving: `<algorithm>:<hex>`."""
+    read_digest: bool = False
+    """Otherwise, read every byte to compute it when the sidecar is written: soon after the save, from memory."""
     saved: FileIdentity | None = None
     """The file that was saved, once in its place, where the saver knows it: then these facts are about it and no other,
     whatever step it holds. Needed with `digest`."""
@@ -83,7 +86,7 @@ def write_facts(
         OSError: the system refused to write the sidecar; carries its path.
     """
     real = os.path.realpath(path)
-    description = _described(real, style, previous)
+    description = _described(real, style, previous, Level.CHECKSUM if facts.read_digest else Level.STRUCTURE)
     _check_is_that_save(description, facts)
     if description.sidecar is SidecarStatus.FOREIGN:
         raise NotWritten("person", f"a metadata file that a person wrote describes {real} already; it is left alone")
@@ -124,7 +127,7 @@ def joined(description: Description, facts: TrainingFacts, style: Style) -> Chec
         NotWritten: the checkpoint is not valid, or a value of the training does not fit the schema.
     """
     try:
-        found = sidecar_for(description, digest=facts.digest)
+        found = sidecar_for(description, digest=facts.digest or _read_digest(description, facts))
     except ValueError as error:
         raise NotWritten("invalid", str(error)) from error
     document = msgspec.to_builtins(found)
@@ -142,6 +145,12 @@ def joined(description: Description, facts: TrainingFacts, style: Style) -> Chec
         raise NotWritten("schema", f"no metadata for {description.inspection.checkpoint_path}: {error}") from error
 
 
+def _read_digest(description: Description, facts: TrainingFacts) -> str | None:
+    if facts.read_digest:
+        return description.inspection.digest
+    return remembered_digest(description.inspection.identity)
+
+
 def plain_number(value: Any) -> float | None:
     """A metric as a finite number; None for what is none. A tensor on a device is waited for."""
     item = getattr(value, "item", None)
@@ -155,13 +164,13 @@ def plain_number(value: Any) -> float | None:
 # ---- inside ----------------------------------------------------------------------------------------------------
 
 
-def _described(real: str, style: Style, previous: FileIdentity | None) -> Description:
+def _described(real: str, style: Style, previous: FileIdentity | None, level: Level) -> Description:
     top = _top_of(real, style)
     root_fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if previous is not None and identity_of(os.stat(real)) == previous:
             raise NotYet(f"{real} is still the file that was there before the save")
-        description = _describe_beneath(root_fd, real, os.fsencode(real)[len(top.rstrip(b"/")) + 1 :])
+        description = _describe_beneath(root_fd, real, os.fsencode(real)[len(top.rstrip(b"/")) + 1 :], level)
     except (Changed, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         # A directory is no checkpoint before its metadata is there.
         raise NotYet(f"{real} is not whole: {error}") from error
@@ -174,14 +183,14 @@ def _described(real: str, style: Style, previous: FileIdentity | None) -> Descri
     return description
 
 
-def _describe_beneath(root_fd: int, real: str, relative_path: bytes) -> Description:
+def _describe_beneath(root_fd: int, real: str, relative_path: bytes, level: Level) -> Description:
     """Describe it as anybody would, but without what trainings wrote of it before: that was about another save."""
     found = find_companions(DirectFiles(root_fd), relative_path)
     sidecars = tuple(name for name in found.sidecars if not _is_trainings(root_fd, name))
     request, files, _ = open_checkpoint(root_fd, relative_path, msgspec.structs.replace(found, sidecars=sidecars))
     try:
         return describe_opened(
-            msgspec.structs.replace(request, checkpoint_path=shown_path(os.fsencode(real))[0]), files
+            msgspec.structs.replace(request, checkpoint_path=shown_path(os.fsencode(real))[0], level=level), files
         )
     finally:
         for fd in files.all():

@@ -9,8 +9,7 @@ from typing import IO, Any, TypedDict, Unpack, cast
 
 import msgspec
 
-from ckptd.validators.inspection import Level, Plain
-from ckptd.validators.inspector import inspect_checkpoint
+from ckptd.validators.inspection import Plain
 
 from ..describe import describe_checkpoint
 from ..description import CheckpointMetadata, Description
@@ -123,9 +122,8 @@ def describe(path: str | os.PathLike[str], *, digest: bool = False, **known: Unp
     os.stat(target)  # "not there" is an answer, not something to wait for
     facts = _joined_with_earlier(target, facts)
     if digest:
-        inspection = inspect_checkpoint(target, Level.CHECKSUM)
-        facts = msgspec.structs.replace(facts, digest=inspection.digest, saved=inspection.identity)
-    return write_facts(target, facts, Style(callback="ckptd.describe"))
+        facts = msgspec.structs.replace(facts, digest=None, read_digest=True)
+    return write_facts(target, facts, Style(callback=f"{__name__}.describe"))
 
 
 # ---- what is known ---------------------------------------------------------------------------------------------
@@ -250,7 +248,7 @@ def _described(target: str, written: WrittenFile, facts: TrainingFacts) -> Saved
     facts = msgspec.structs.replace(facts, digest=written.digest, saved=written.identity)
     metadata = None
     try:
-        metadata = write_facts(target, facts, Style(callback="ckptd.save_with_metadata"))
+        metadata = write_facts(target, facts, Style(callback=f"{__name__}.save_with_metadata"))
     except NotWritten as problem:
         _warn(target, problem.kind, str(problem))
     except NotYet as problem:
