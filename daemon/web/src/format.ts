@@ -83,11 +83,11 @@ export function cellText(text: string): string {
   return visible(shown)
 }
 
-/** A path in two pieces, of which the first gives way where there is no room: its end tells checkpoints apart. */
+/** A path in two pieces, of which the first gives way where there is no room: ends tell paths apart. */
 export function splitPath(path: string): readonly [head: string, tail: string] {
-  const slash = path.lastIndexOf('/')
-  const tail = path.slice(slash)
-  return slash <= 0 || tail.length > 48 ? [path.slice(0, -24), path.slice(-24)] : [path.slice(0, slash), tail]
+  const slash = path.lastIndexOf('/', path.lastIndexOf('/') - 1)
+  const at = slash <= 0 || path.length - slash > 48 ? Math.max(0, path.length - 24) : slash
+  return [path.slice(0, at), path.slice(at)]
 }
 
 /** The number that a step of 25 % is announced for: 0, 25, 50, 75 or 100. */

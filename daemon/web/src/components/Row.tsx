@@ -27,6 +27,7 @@ interface Props {
 export const Row = memo(function Row(props: Props) {
   const { entry, index, columns, metric, nowMs, isActive, isSelected, isOpen, isGone, change } = props
   const look = [isActive && 'active', isSelected && 'selected', isOpen && 'open', isGone && 'gone']
+  const hasExperiment = columns.some(({ id }) => id === 'exp_name')
   const isNew = change?.fields.has('*') ?? false
   return (
     // biome-ignore lint/a11y/useKeyWithClickEvents: keys are heard by the grid, which has the focus
@@ -50,7 +51,7 @@ export const Row = memo(function Row(props: Props) {
           // A changed cell is a new element, so that its tint begins anew.
           <div key={isChanged ? `${column.id}@${change.until}` : column.id} role="gridcell" aria-colindex={at + 2}
             class={`cell ${column.isNumeric ? 'numeric' : ''} ${isChanged ? 'changed' : ''}`}>
-            {column.cell(entry, { metric, nowMs })}
+            {column.cell(entry, { metric, nowMs, hasExperiment })}
           </div>
         )
       })}

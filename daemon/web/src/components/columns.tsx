@@ -15,6 +15,8 @@ import { Icon, type IconName } from './Icon'
 export interface CellContext {
   readonly metric: string | null
   readonly nowMs: number
+  /** The experiment has a column of its own. */
+  readonly hasExperiment: boolean
 }
 
 export interface Column {
@@ -79,7 +81,7 @@ export const COLUMNS: readonly Column[] = [
     width: [280, 4],
     isShown: true,
     isShownNarrow: true,
-    cell: (entry) => <Name entry={entry} />,
+    cell: (entry, { hasExperiment }) => <Name entry={entry} hasExperiment={hasExperiment} />,
   },
   textColumn('exp_name', 'Experiment', 120, true),
   textColumn('architecture', 'Architecture', 100, true),
@@ -165,9 +167,10 @@ export function shownColumns(choices: readonly ColumnChoice[], width: number): r
 
 /** The columns as CSS grid tracks, and the least width of all together. */
 export function tracksOf(columns: readonly Column[], width: number): { tracks: string; least: number } {
-  const widths = columns.map(({ id, width: [least, share] }) =>
-    width < NARROW && id === 'display_name' ? ([120, 1] as const) : ([least, share] as const),
-  )
+  const widths = columns.map(({ id, width: [least, share] }) => {
+    if (width >= NARROW) return [least, share] as const
+    return id === 'display_name' ? ([120, 1] as const) : ([least, 0] as const)
+  })
   const tracks = widths.map(([least, share]) => (share ? `minmax(${least}px, ${share}fr)` : `${least}px`))
   return { tracks: ['36px', ...tracks].join(' '), least: 36 + widths.reduce((sum, [least]) => sum + least, 0) }
 }
@@ -183,11 +186,17 @@ function Metric({ name, value }: { name: string | null; value: number | null }) 
   return <span class={value === null ? 'muted' : ''} title={title}>{formatMetric(value)}</span>
 }
 
-function Name({ entry }: { entry: Entry }) {
-  const [head, tail] = splitPath(entry.path)
+/** What tells checkpoints apart stands first and gives way last; the experiment is here only without its own column. */
+function Name({ entry, hasExperiment }: { entry: Entry; hasExperiment: boolean }) {
+  const slash = entry.display_name.indexOf('/', (entry.exp_name ?? '').length)
+  const [experiment, stem] = [entry.display_name.slice(0, slash), entry.display_name.slice(slash + 1)]
+  const [head, tail] = splitPath(entry.path.slice(0, Math.max(0, entry.path.lastIndexOf('/'))))
   return (
     <span class="name">
-      <span class="clip strong" title={cellText(entry.display_name)}>{cellText(entry.display_name)}</span>
+      <span class="strong" title={cellText(entry.display_name)}>
+        {!hasExperiment && experiment !== '' && <span class="clip muted">{cellText(experiment)}/</span>}
+        <span class="clip">{cellText(stem)}</span>
+      </span>
       <span class="path muted" title={cellText(entry.checkpoint_path)}>
         <span class="clip">{cellText(head)}</span>
         <span class="tail">{cellText(tail)}</span>
