@@ -53,6 +53,10 @@ class IndexRead(msgspec.Struct, frozen=True):
 
     index: Index | None
     reason: str | None = None
+    is_there: bool = True
+    """Something of its name is there, whatever it may be."""
+    is_newer: bool = False
+    """A later ckptd wrote it."""
 
 
 def index_of(records: Iterable[Record], root_fd: int | None = None) -> Index:
@@ -82,15 +86,16 @@ def read_index(root_fd: int) -> IndexRead:
     try:
         data = _read(root_fd)
     except FileNotFoundError:
-        return IndexRead(None, "there is no index")
+        return IndexRead(None, "there is no index", is_there=False)
     except OSError as error:
         return IndexRead(None, f"the index cannot be read: {error.strerror}")
     try:
         index = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return IndexRead(None, f"the index is torn or not one: {error}")
-    if index.version.split(".")[0] != VERSION.split(".")[0]:
-        return IndexRead(None, f"the index has version {index.version}; this ckptd knows {VERSION}")
+    if _major(index.version) != _major(VERSION):
+        reason = f"the index has version {index.version[:20]}; this ckptd knows {VERSION}"
+        return IndexRead(None, reason, is_newer=_major(index.version) > _major(VERSION))
     return IndexRead(index)
 
 
@@ -114,6 +119,11 @@ def write_index(root_fd: int, index: Index, *, now: float | None = None) -> bool
     index.last_updated = rfc3339(int((time.time() if now is None else now) * 1e9))
     _replace(root_fd, msgspec.json.format(msgspec.json.encode(index), indent=1))
     return True
+
+
+def _major(version: str) -> int:
+    major = version.split(".")[0]
+    return int(major) if major.isdecimal() and len(major) < 10 else 0
 
 
 def _sidecars(record: Record, root_fd: int | None) -> list[bytes]:
