@@ -1,11 +1,11 @@
 """ckptd index: rebuild the portable index of a tree, or verify that it says what the tree says."""
 
 import argparse
+import errno
 import os
-import stat
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import NamedTuple
 
 from ckptd.catalog.description import Description
@@ -16,13 +16,12 @@ from ckptd.catalog.entry import (
     checkpoint_id,
     make_record,
     metadata_source,
-    rfc3339,
-    shown_path,
 )
-from ckptd.catalog.experiment import sidecar_names
-from ckptd.catalog.index import Experiment, Index, index_of, read_index, write_index
+from ckptd.catalog.index import INDEX_NAME, index_of, read_index, write_index
+from ckptd.catalog.index_differences import compare_indexes
 from ckptd.catalog.roots import Root
 from ckptd.catalog.scan import Found, Scan, scan_tree
+from ckptd.catalog.sidecar import clean_leftovers
 
 from ..settings import Settings
 from . import output
@@ -32,6 +31,11 @@ from .flags import add_setting_flags, settings_from
 from .targets import Target, directory_roots, opened, writing_in
 
 _SETTINGS = ("roots", "suffixes", "workers", "worker_memory_mb", "worker_timeout_s", "config")
+
+
+Scans = Sequence[tuple[Root, Scan]]
+
+_NAME = os.fsdecode(INDEX_NAME)
 
 
 class Difference(NamedTuple):
@@ -54,23 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify: 1 if they differ. Both: 3 if a directory could not be looked at."""
+    """Verify: 1 if they differ. Both: 3 if a directory could not be looked at, or an index not written."""
     settings = settings_from(options)
     roots = directory_roots(options.paths or settings.roots)
-    scans = [(root, _scan(root, settings)) for root in roots]
     if options.action == "verify":
-        status = _verify(scans, as_json=options.json)
-    else:
-        with writing_in(roots):
-            status = _rebuild(scans, settings, as_json=options.json)
-    problems = [
-        f"{os.fsdecode(root.join(path))}: cannot be looked at ({error.strerror})"
-        for root, scan in scans
-        for path, error in scan.unreachable.items()
-    ]
-    for problem in problems:
-        print(f"ckptd: {output.printable(problem)}", file=sys.stderr)
-    return ENVIRONMENT if problems else status
+        return _verify([(root, _scan(root, settings)) for root in roots], settings, as_json=options.json)
+    with writing_in(roots):
+        return _rebuild([(root, _scan(root, settings)) for root in roots], settings, as_json=options.json)
 
 
 def _scan(root: Root, settings: Settings) -> Scan:
@@ -78,24 +72,67 @@ def _scan(root: Root, settings: Settings) -> Scan:
         return scan_tree(root, root_fd, suffixes=settings.suffixes)
 
 
+def _problems(scans: Scans) -> list[str]:
+    return [
+        f"{os.fsdecode(root.join(path))}: cannot be looked at ({error.strerror})"
+        for root, scan in scans
+        for path, error in scan.unreachable.items()
+    ]
+
+
+def _complain(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"ckptd: {output.printable(problem)}", file=sys.stderr)
+
+
 # ---- rebuild ---------------------------------------------------------------------------------------------------
 
 
-def _rebuild(scans: Sequence[tuple[Root, Scan]], settings: Settings, *, as_json: bool) -> int:
-    written = []
+class _Written(NamedTuple):
+    """What became of one index."""
+
+    root: str
+    checkpoints: int
+    written: bool
+    detail: str = ""
+
+
+def _rebuild(scans: Scans, settings: Settings, *, as_json: bool) -> int:
+    written: list[_Written] = []
+    problems = _problems(scans)
     for root, scan in scans:
         if scan.unreachable:
-            continue  # an index that leaves out what could not be listed would be read as a deletion
-        records = _records(root, scan, settings)
-        with opened(root) as root_fd:
-            changed = write_index(root_fd, index_of(records, root_fd))
-        written.append({"root": root.name, "checkpoints": len(records), "written": changed})
+            # An index that leaves out what could not be listed would be read as a deletion.
+            problems.append(f"{root.name}: its index is left as it is, because not all of it could be looked at")
+            continue
+        try:
+            written.append(_rebuild_one(root, scan, settings))
+        except OSError as error:
+            problems.append(f"{os.path.join(root.name, _NAME)}: cannot be written ({error.strerror or error})")
     if as_json:
-        output.print_json({"indexes": written})
-        return FINE
-    rows = [(i["root"], i["checkpoints"], "written" if i["written"] else "unchanged") for i in written]
-    output.print_table(("root", "checkpoints", "index"), rows, ("checkpoints",))
-    return FINE
+        output.print_json({"indexes": [each._asdict() for each in written], "problems": problems})
+    else:
+        rows = [(i.root, i.checkpoints, "written" if i.written else "unchanged", i.detail) for i in written]
+        output.print_table(("root", "checkpoints", "index", "detail"), rows, ("checkpoints",))
+    _complain(problems)
+    return ENVIRONMENT if problems else FINE
+
+
+def _rebuild_one(root: Root, scan: Scan, settings: Settings) -> _Written:
+    """Write one index, whole or not at all.
+
+    Raises:
+        OSError: the system refused, or the index there is a later ckptd's.
+    """
+    with opened(root) as root_fd:
+        clean_leftovers(root_fd, b"")
+        there = read_index(root_fd)
+        if there.is_newer:
+            raise OSError(errno.EEXIST, f"{there.reason}; use that ckptd, or delete the file first")
+        records = _records(root, scan, settings)
+        changed = write_index(root_fd, index_of(records, root_fd))
+    replaced = f"replaced: {there.reason}" if there.index is None and there.is_there else ""
+    return _Written(root.name, len(records), changed, replaced)
 
 
 def _records(root: Root, scan: Scan, settings: Settings) -> list[Record]:
@@ -146,76 +183,41 @@ def _record(root: Root, found: Found, description: Description) -> Record:
 # ---- verify ----------------------------------------------------------------------------------------------------
 
 
-def _verify(scans: Sequence[tuple[Root, Scan]], *, as_json: bool) -> int:
-    differences = [difference for root, scan in scans for difference in _differences(root, scan)]
+def _verify(scans: Scans, settings: Settings, *, as_json: bool) -> int:
+    differences = [difference for root, scan in scans for difference in _differences(root, scan, settings)]
+    problems = _problems(scans)
     if as_json:
-        output.print_json({"differences": [difference._asdict() for difference in differences]})
+        output.print_json({"differences": [difference._asdict() for difference in differences], "problems": problems})
     else:
         rows = [(d.kind, os.path.join(d.root, d.path), d.detail) for d in differences]
         if rows:
             output.print_table(("index", "path", "detail"), rows)
-        print(
-            f"{len(differences)} differences" if differences else "the index says what the tree says", file=sys.stderr
-        )
+        print(_verdict(differences), file=sys.stderr)
+    _complain(problems)
+    if problems:
+        return ENVIRONMENT
     return FOUND if differences else FINE
 
 
-def _differences(root: Root, scan: Scan) -> Iterator[Difference]:
+def _verdict(differences: Sequence[Difference]) -> str:
+    if not differences:
+        return "the index says what the tree says"
+    counts = Counter(difference.kind for difference in differences)
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in ("missing", "extra", "changed") if counts[kind])
+    return f"{len(differences)} differences: {told}; `ckptd index rebuild` writes it anew"
+
+
+def _differences(root: Root, scan: Scan, settings: Settings) -> Iterator[Difference]:
     with opened(root) as root_fd:
         read = read_index(root_fd)
-        index = read.index
-        if index is None:
-            yield Difference(
-                "missing", root.name, ".checkpoint_index.json", f"{read.reason}; run `ckptd index rebuild`"
-            )
+        if read.index is None:
+            remedy = "use the ckptd that wrote it" if read.is_newer else "run `ckptd index rebuild`"
+            yield Difference("changed" if read.is_there else "missing", root.name, _NAME, f"{read.reason}; {remedy}")
             return
-        there = {shown_path(found.path)[0]: found for found in scan.found}
-        yield from _names(root, index, there)
-        for name, experiment in index.checkpoints.items():
-            yield from _experiment(root, root_fd, name, experiment, there)
-
-
-def _names(root: Root, index: Index, there: dict[str, Found]) -> Iterator[Difference]:
-    listed = set(index.paths())
-    for path in sorted(there.keys() - listed):
-        yield Difference("missing", root.name, path, "in the tree, not in the index")
-    for path in sorted(listed - there.keys()):
-        yield Difference("extra", root.name, path, "in the index, not in the tree")
-
-
-def _experiment(
-    root: Root, root_fd: int, name: str, experiment: Experiment, there: dict[str, Found]
-) -> Iterator[Difference]:
-    found = [there[path] for path in experiment.checkpoints if path in there]
-    if not found:
-        return
-    newest = max(each.identities.file.mtime_ns for each in found)
-    if not _same_time(experiment.last_modified, newest):
-        detail = f"experiment {name!r} was modified at {rfc3339(newest)}, the index says {experiment.last_modified}"
-        yield Difference("changed", root.name, shown_path(found[0].path)[0], detail)
-    sidecars = {shown_path(path)[0] for each in found if each.link is None for path in _sidecars(root_fd, each.path)}
-    listed = set(experiment.metadata_files)
-    for path in sorted(sidecars - listed):
-        yield Difference("missing", root.name, path, "metadata in the tree, not in the index")
-    for path in sorted(listed - sidecars):
-        yield Difference("extra", root.name, path, "metadata in the index, not in the tree")
-
-
-def _sidecars(root_fd: int, path: bytes) -> Iterator[bytes]:
-    for name in sidecar_names(path):
-        try:
-            mode = os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode
-        except OSError:
-            continue
-        if stat.S_ISREG(mode):
-            yield name
-
-
-def _same_time(indexed: str | float | None, modified_ns: int) -> bool:
-    """To the millisecond, which is what the index keeps; older writers put seconds."""
-    if isinstance(indexed, str):
-        try:
-            indexed = datetime.fromisoformat(indexed).timestamp()
-        except ValueError:
-            return False
-    return indexed is not None and abs(indexed - modified_ns / 1e9) < 0.002
+        right = index_of(_records(root, scan, settings), root_fd)
+    hidden = [root.join(path) for path in scan.unreachable]
+    for difference in compare_indexes(read.index, right):
+        # Nothing is known beneath what could not be listed.
+        absolute = root.join(os.fsencode(difference.path))
+        if not any(absolute == path or absolute.startswith(path.rstrip(b"/") + b"/") for path in hidden):
+            yield Difference(difference.kind, root.name, difference.path, difference.detail)
