@@ -1,7 +1,6 @@
 """How an inspection, a sidecar, a config and names become metadata, each value with where it came from."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -10,16 +9,19 @@ from ckptd.validators.inspection import CallbackState, Inspection, Plain
 
 from .description import Checkpointing, CheckpointMetadata, Model
 from .entry import rfc3339, shown_path
-from .experiment import FileNameFacts, experiment_name, parse_file_name
+from .experiment import FileNameFacts, experiment_name, parse_file_name, run_id
 from .metadata import Keys, ParsedMetadata, as_text, metrics_of, read_model
 from .metric_names import SLOTS
+from .run_facts import Run, unwrapped
+from .run_files import HYDRA, HYDRA_CONFIG
 
 
 class Derived(msgspec.Struct, frozen=True):
-    """Metadata, and for each known value (dotted field) its origin."""
+    """Metadata and run id, and for each known value (dotted field) its origin."""
 
     metadata: CheckpointMetadata
     provenance: dict[str, str]
+    run_id: str | None = None
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +34,9 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """Of a person or a training, and about this very file."""
     config: Plain = None
     config_name: bytes | None = None
+    run: Run = Run()
+    record_names: tuple[bytes, ...] = ()
+    wandb_run: str | None = None
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -42,7 +47,6 @@ class _Facts(msgspec.Struct, frozen=True):
     """By the names they were logged under."""
 
 
-_WANDB_RUN = re.compile(r"wandb/(?:offline-)?run-[0-9]{8}_[0-9]{6}-([^/]+)/")
 _NOT_FACTS = ("schema_version", "checkpoint_path", "metrics", "source")
 _RECOGNIZED = {"encoder": "model.encoder.model_name", "decoder": "model.decoder.name", "head": "model.head.name"}
 """Part → where its name goes."""
@@ -53,9 +57,11 @@ def derive_metadata(inspection: Inspection, around: Surroundings) -> Derived:
     """Collect what is known of a checkpoint; for each field the first source that knows it wins.
 
     In order: a sidecar that is not ours (`sidecar`), the checkpoint itself (`checkpoint`), the config beside it
-    (`config`), what its tensors are recognised as (`checkpoint` again: names that people gave come before names by
-    which ckptd knows a model), its file name (`file_name`), its place in the tree (`layout`); `created_at` is the
-    file's modification time (`file`) unless a sidecar knows better. What nobody knows is null.
+    (`config`), what the run's launcher and loggers kept besides (`hydra`, `hparams`, `wandb`), what its tensors are
+    recognised as (`checkpoint` again: names that people gave come before names by which ckptd knows a model), what was
+    logged at its very step (`metrics_csv`, `wandb_summary`), its file name (`file_name`), its place in the tree
+    (`layout`); `created_at` is the file's modification time (`file`) unless a sidecar knows better. What nobody knows
+    is null.
     """
     fields: dict[str, Plain] = {}
     metrics: dict[str, float] = {}
@@ -69,10 +75,11 @@ def derive_metadata(inspection: Inspection, around: Surroundings) -> Derived:
             if name not in metrics:
                 metrics[name] = value
                 provenance[_metric_field(name)] = facts.origin
+    run_id = fields.pop("run_id", None)
     nested = _nested(fields)
     nested["metrics"] = metrics_of(metrics)
     nested["checkpoint_path"] = around.checkpoint_path
-    return Derived(msgspec.convert(nested, CheckpointMetadata, from_attributes=True), provenance)
+    return Derived(msgspec.convert(nested, CheckpointMetadata, from_attributes=True), provenance, run_id)
 
 
 def _sources(inspection: Inspection, around: Surroundings) -> Iterator[_Facts]:
@@ -83,9 +90,17 @@ def _sources(inspection: Inspection, around: Surroundings) -> Iterator[_Facts]:
     yield _checkpoint_facts(inspection, around.checkpoint_path)
     yield _config_facts("checkpoint", inspection.hyper_parameters)
     yield _config_facts("config", around.config)
+    yield _config_facts("hydra", around.run.overrides)
+    yield _Facts("hydra", {"exp_name": around.run.experiment})
+    yield _config_facts("hparams", around.run.hparams)
+    yield _config_facts("wandb", around.run.wandb_config)
+    yield _config_facts("wandb", around.run.wandb_arguments)
     yield _recognition_facts(inspection)
+    yield _Facts("metrics_csv", metrics=around.run.logged)
+    yield _Facts("wandb_summary", metrics=around.run.summary)
     yield _file_name_facts(parse_file_name(around.relative_path))
     yield _layout_facts(around)
+    yield _run_facts(around)
     yield _Facts("file", {"created_at": rfc3339(inspection.identity.mtime_ns)})
 
 
@@ -171,10 +186,9 @@ def _config_facts(origin: str, config: Plain) -> _Facts:
 
 def _config_levels(config: Plain) -> Iterator[dict[str, Plain]]:
     """The config's mapping, unwrapped where W&B wrote it, and the mappings that commonly hold the real one."""
+    config = unwrapped(config)
     if not isinstance(config, dict):
         return
-    if "_wandb" in config or "wandb_version" in config:
-        config = {k: v["value"] for k, v in config.items() if isinstance(v, dict) and "value" in v}
     yield config
     yield from (config[name] for name in _CONFIG_HOLDERS if isinstance(config.get(name), dict))
 
@@ -240,17 +254,33 @@ def _file_name_facts(named: FileNameFacts) -> _Facts:
 
 
 def _layout_facts(around: Surroundings) -> _Facts:
-    config = "" if around.config_name is None else shown_path(around.config_name)[0]
-    run = _WANDB_RUN.search(config) or _WANDB_RUN.search(shown_path(around.relative_path)[0])
-    hydra = config if ".hydra" in config.split("/") else None
     return _Facts(
         "layout",
         {
             "exp_name": experiment_name(around.relative_path, _root_basename(around)),
-            "hydra_config_path": hydra,
-            "wandb_run_id": run.group(1) if run else None,
+            "run_id": run_id(around.relative_path),
+            "hydra_config_path": _hydra_config(around),
+            "wandb_run_id": around.wandb_run,
         },
     )
+
+
+def _hydra_config(around: Surroundings) -> str | None:
+    """Hydra's config of the run, also where the checkpoint has one of its own."""
+    records = [name for name in around.record_names if os.path.basename(os.path.dirname(name)) == HYDRA]
+    named = [os.path.join(os.path.dirname(name), HYDRA_CONFIG) for name in records]
+    if around.config_name is not None and HYDRA in around.config_name.split(b"/"):
+        named.insert(0, around.config_name)
+    return shown_path(named[0])[0] if named else None
+
+
+def _run_facts(around: Surroundings) -> _Facts:
+    """Which run it was, where the tree does not show it (any more): where Hydra let it write, or W&B's id."""
+    output = around.run.output_directory
+    found = run_id(os.fsencode(output.strip("/")) + b"/checkpoints/x") if output else None
+    if found is not None:
+        return _Facts("hydra", {"run_id": found})
+    return _Facts("wandb", {"run_id": around.wandb_run})
 
 
 def _root_basename(around: Surroundings) -> bytes:

@@ -33,13 +33,14 @@ from .description import (
 from .directories import parts_of
 from .documents import MAX_BYTES, DocumentError, load_document
 from .entry import rfc3339, shown_path
-from .experiment import DirectFiles, find_companions, parse_file_name, run_id
+from .experiment import DirectFiles, find_companions, parse_file_name
 from .metadata import MetadataError, ParsedMetadata, parse_metadata
 from .opening import is_directory, open_described
 from .recorded import NANOSECONDS, compared, recorded_digest
 from .repair import Evidence
 from .repair_text import repaired_file
 from .roots import open_beneath
+from .run_facts import Run, read_run, unwrapped
 from .search_text import search_text
 from .sidecar import author_of, status_of
 
@@ -82,7 +83,8 @@ def describe_opened(request: DescribeRequest, files: OpenedFiles, *, architectur
     inspection = _from_sidecar(request, files, sidecars)
     if inspection is None:
         inspection = _inspect(request, files, architectures)
-    return _assemble(request, inspection, sidecars, config)
+    run = read_run(request.record_names, files.records, inspection, request.relative_path)
+    return _assemble(request, inspection, sidecars, config, run)
 
 
 def describe_checkpoint(path: str, *, root: str | None = None, level: Level = Level.STRUCTURE) -> Description:
@@ -128,7 +130,7 @@ def failed_description(
     inspection = Inspection(
         checkpoint_path=request.checkpoint_path, level=Level.NONE, seal=seal, identity=identity, findings=(problem,)
     )
-    return _assemble(request, inspection, [], _Config())
+    return _assemble(request, inspection, [], _Config(), Run())
 
 
 def sidecar_for(
@@ -232,7 +234,7 @@ def _read_config(name: bytes | None, fd: int | None) -> _Config:
         return _Config(identity=identity, problem=str(error))
     if not isinstance(value, dict):
         return _Config(identity=identity, problem="it holds no keys and values")
-    return _Config(identity=identity, value=value)
+    return _Config(identity=identity, value=unwrapped(value))
 
 
 def _read_whole(fd: int) -> bytes:
@@ -282,7 +284,7 @@ def _opened(
         found = find_companions(DirectFiles(root_fd), relative_path)
         checkpoint, shards, parts = _open_named(stack, absolute)
         beside = {}
-        for name in (*found.sidecars, *filter(None, [found.config])):
+        for name in (*found.sidecars, *found.records, *filter(None, [found.config])):
             with contextlib.suppress(OSError):  # what cannot be opened counts as absent
                 beside[name] = open_beneath(root_fd, name)
                 stack.callback(os.close, beside[name])
@@ -292,13 +294,19 @@ def _opened(
             level=level,
             sidecar_names=tuple(name for name in found.sidecars if name in beside),
             config_name=found.config if found.config in beside else None,
+            record_names=tuple(name for name in found.records if name in beside),
+            wandb_run=found.wandb_run,
             run_failed=found.run_failed,
             shards=shards,
             directory_name=shown_path(os.path.basename(os.path.realpath(absolute)))[0] if shards else None,
         )
         sidecars = tuple(beside[name] for name in request.sidecar_names)
         config = None if request.config_name is None else beside[request.config_name]
-        yield request, OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config, shards=parts)
+        records = tuple(beside[name] for name in request.record_names)
+        yield (
+            request,
+            OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config, records=records, shards=parts),
+        )
 
 
 def _open_named(stack: contextlib.ExitStack, absolute: bytes) -> tuple[int, tuple[ShardFile, ...], tuple[int, ...]]:
@@ -320,7 +328,7 @@ def _open_named(stack: contextlib.ExitStack, absolute: bytes) -> tuple[int, tupl
 
 
 def _assemble(
-    request: DescribeRequest, inspection: Inspection, sidecars: Sequence[_Sidecar], config: _Config
+    request: DescribeRequest, inspection: Inspection, sidecars: Sequence[_Sidecar], config: _Config, run: Run
 ) -> Description:
     size, archive_id = inspection.identity.size, inspection.archive_id
     judged = [(sidecar, _status(sidecar, size, archive_id)) for sidecar in sidecars]
@@ -334,6 +342,9 @@ def _assemble(
         sidecar=believed,
         config=config.value,
         config_name=request.config_name,
+        run=run,
+        record_names=request.record_names,
+        wandb_run=request.wandb_run,
     )
     derived = derive_metadata(inspection, around)
     findings = [*inspection.findings, *_findings(request, judged, config)]
@@ -342,10 +353,11 @@ def _assemble(
         findings=tuple(sorted(findings, key=lambda found: _SEVERITIES.index(found.severity))),
         metadata=derived.metadata,
         provenance=derived.provenance,
-        run_id=run_id(request.relative_path),
+        run_id=derived.run_id,
         sidecar=status,
         sidecar_identities=tuple(sidecar.identity for sidecar in sidecars),
         config_identity=config.identity,
+        settled_logs=run.settled_logs,
         config_path=None if request.config_name is None else shown_path(request.config_name)[0],
         config=config.value,
         user={} if chosen is None else chosen.user,

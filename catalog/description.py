@@ -50,6 +50,10 @@ class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     config_name: bytes | None = None
     """Relative path of the opened config."""
     run_failed: bool = False
+    record_names: tuple[bytes, ...] = ()
+    """Relative paths of the opened records of the run, see `experiment.Companions`."""
+    wandb_run: str | None = None
+    """The id of the W&B run that wrote the checkpoint."""
     trust_sidecar: bool = False
     """A sidecar of ours that matches size and time stands in for the inspection (the fast path)."""
     propose_repairs: bool = False
@@ -78,12 +82,14 @@ class OpenedFiles(msgspec.Struct, frozen=True, kw_only=True):
     """Of the file; of the directory itself (O_PATH will do) where the checkpoint is one."""
     sidecars: tuple[int, ...] = ()
     config: int | None = None
+    records: tuple[int, ...] = ()
     shards: tuple[int, ...] = ()
     """Of the files of a directory that are `opened`, in the order of `DescribeRequest.shards`."""
 
     def all(self) -> tuple[int, ...]:
-        """Every descriptor: checkpoint, sidecars, config, shards."""
-        return (self.checkpoint, *self.sidecars, *(() if self.config is None else (self.config,)), *self.shards)
+        """Every descriptor: checkpoint, sidecars, config, records, shards."""
+        config = () if self.config is None else (self.config,)
+        return (self.checkpoint, *self.sidecars, *config, *self.records, *self.shards)
 
 
 class Encoder(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,12 +229,16 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """Of the inspection, the sidecar and the surroundings, worst first."""
     metadata: CheckpointMetadata
     provenance: dict[str, str] = {}
-    """Dotted metadata field → where its value came from: `sidecar`, `checkpoint`, `config`, `file_name`, `layout`,
-    `file` (its modification time)."""
+    """Dotted metadata field, or `run_id` → where its value came from: `sidecar`, `checkpoint`, `config`, `hydra` (the
+    command line), `hparams`, `metrics_csv`, `wandb`, `wandb_summary`, `mlflow`, `file_name`, `layout`, `file` (its
+    modification time)."""
     run_id: str | None = None
     sidecar: SidecarStatus = SidecarStatus.NONE
     sidecar_identities: tuple[FileIdentity, ...] = ()
     config_identity: FileIdentity | None = None
+    settled_logs: tuple[bool, ...] = ()
+    """For each log that the training writes (`metrics.csv`, `wandb-summary.json`), in the order of the request's
+    records: whether what is written to it later changes nothing."""
     config_path: str | None = None
     """Where the config lies, relative to the root, as shown to people; None where there is none."""
     config: Plain = None

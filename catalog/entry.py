@@ -6,6 +6,7 @@ import enum
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from typing import NewType
 
 import msgspec
@@ -112,6 +113,30 @@ class Identities(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A `.FAILURE` sentinel lies beside the checkpoint."""
     shards: str | None = None
     """Digest of the names and identities of a directory's files; None for a file."""
+    records: str | None = None
+    """Digest of the names and identities of the run's records that are no logs; None where there are none."""
+    logs: tuple[FileIdentity, ...] = ()
+    """Of the logs that the training writes. `SETTLED` where all that they can say of the checkpoint has been read: they
+    grow all the time, and it need not be described anew for that."""
+
+    def are_still(self, seen: "Identities") -> bool:
+        """Whether files that look as `seen` are these, so that a description made from these stands."""
+        if self == seen:
+            return True
+        if SETTLED not in self.logs or len(self.logs) != len(seen.logs):
+            return False
+        logs = tuple(SETTLED if known == SETTLED else now for known, now in zip(self.logs, seen.logs, strict=True))
+        return self == msgspec.structs.replace(seen, logs=logs)
+
+    def settled(self, logs: Sequence[bool]) -> "Identities":
+        """These, with those logs settled that a description says are."""
+        if not any(logs) or len(logs) != len(self.logs):
+            return self
+        marked = (SETTLED if is_settled else known for known, is_settled in zip(self.logs, logs, strict=True))
+        return msgspec.structs.replace(self, logs=tuple(marked))
+
+
+SETTLED = FileIdentity(0, 0, 0, 0)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -243,7 +268,7 @@ def make_record(
     return Record(
         entry=entry,
         relative_path=relative_path,
-        identities=identities,
+        identities=identities.settled(description.settled_logs),
         modified_ns=identities.file.mtime_ns,
         text_key=text_key(description.search_text),
     )

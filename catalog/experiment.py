@@ -5,13 +5,14 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
 from .file_names import FileNameFacts, is_name_fragment, is_stage, parse_file_name, stem_of
 from .roots import DEFAULT_SUFFIXES, open_beneath
+from .run_files import DIRECTORY_CONFIGS, RunFiles, find_run_files, is_file, wandb_files, wandb_run_of
 
 __all__ = [
     "Companions",
@@ -20,7 +21,6 @@ __all__ = [
     "Files",
     "checkpoints_of_config",
     "checkpoints_of_sidecar",
-    "directory_config",
     "experiment_name",
     "find_companions",
     "is_companion_name",
@@ -31,13 +31,14 @@ __all__ = [
     "run_failed",
     "run_id",
     "scope_of",
+    "shared_files",
     "sidecar_names",
+    "with_run_files",
 ]
 
 FAILURE = b".FAILURE"
 SIDECAR_SUFFIXES = (b".metadata.yaml", b".metadata.json")
 STEM_CONFIGS = (b".config.json", b".config.yaml", b".config.yml", b".resolved.config.json")
-DIRECTORY_CONFIGS = (b"config.yaml", b"hparams.yaml")
 
 _CHECKPOINT_DIRECTORIES = frozenset({b"checkpoints", b"checkpoint", b"ckpts", b"ckpt", b"weights"})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -111,23 +112,53 @@ class Companions(msgspec.Struct, frozen=True, kw_only=True):
     """In the order in which they are consulted."""
     config: bytes | None = None
     run_failed: bool = False
+    records: tuple[bytes, ...] = ()
+    """What launchers and loggers wrote of the run besides the config: Hydra's overrides and settings, Lightning's
+    hyper-parameters and metrics, W&B's files."""
+    wandb_run: str | None = None
+    """The id of the W&B run that wrote the checkpoint."""
 
 
 # ---- companions ------------------------------------------------------------------------------------------------
 
 
 def find_companions(view: Files, relative_path: bytes) -> Companions:
-    """Find the sidecars, the config and the failure sentinel of a checkpoint: about ten looks at names.
+    """Find the sidecars, the config, the failure sentinel and the run's records: about twenty looks at names.
 
     Raises:
         OSError: the view could not tell whether a file is there.
     """
     directory, name = os.path.split(relative_path)
     own_configs = (os.path.join(directory, stem_of(name) + suffix) for suffix in STEM_CONFIGS)
-    return Companions(
-        sidecars=tuple(path for path in sidecar_names(relative_path) if _is_file(view, path)),
-        config=_first_file(view, own_configs) or directory_config(view, directory),
-        run_failed=run_failed(view, directory),
+    return with_run_files(
+        view,
+        relative_path,
+        shared_files(view, directory),
+        Companions(
+            sidecars=tuple(path for path in sidecar_names(relative_path) if is_file(view, path)),
+            config=next((path for path in own_configs if is_file(view, path)), None),
+            run_failed=run_failed(view, directory),
+        ),
+    )
+
+
+def with_run_files(view: Files, relative_path: bytes, found: RunFiles, own: Companions) -> Companions:
+    """A checkpoint's own companions, and what of its run's files belongs to it.
+
+    The order of configs: its own, the run's, W&B's. Whichever is not the config is a record of the run all the same.
+
+    Raises:
+        OSError: the view could not tell whether a file is there.
+    """
+    run = wandb_run_of(view, found, relative_path)
+    wandb_config, wandb_records = (None, ()) if run is None else wandb_files(view, run)
+    config = own.config or found.config or wandb_config
+    others = (wandb_config,) if wandb_config is not None and wandb_config != config else ()
+    return msgspec.structs.replace(
+        own,
+        config=config,
+        records=(*found.records, *others, *wandb_records),
+        wandb_run=None if run is None else _shown(run.id),
     )
 
 
@@ -138,20 +169,16 @@ def sidecar_names(relative_path: bytes) -> tuple[bytes, ...]:
     return tuple(os.path.join(directory, base + suffix) for suffix in SIDECAR_SUFFIXES for base in bases)
 
 
-def directory_config(view: Files, directory: bytes) -> bytes | None:
-    """The config that all checkpoints of a directory share, or None. Depends on nothing else, so it can be cached.
+def shared_files(view: Files, directory: bytes) -> RunFiles:
+    """What all checkpoints of a directory share. Depends on nothing else, so it can be cached.
 
-    Order: `.hydra/config.yaml` in the run directory and in its parent; `config.yaml`, `hparams.yaml` beside the
-    checkpoint, then in the run directory; the newest `wandb/run-*/files/config.yaml` of the run directory.
+    The config is `.hydra/config.yaml` in the run directory or its parent; else `config.yaml`, `hparams.yaml` beside the
+    checkpoint, then in the run directory, then of the run's only logger.
 
     Raises:
         OSError: the view could not tell whether a file is there.
     """
-    runs = _run_directories(directory)
-    hydra = dict.fromkeys(place for run in runs for place in (run, os.path.dirname(run)))
-    places = [os.path.join(place, b".hydra", b"config.yaml") for place in hydra]
-    places += [os.path.join(place, name) for place in dict.fromkeys((directory, *runs)) for name in DIRECTORY_CONFIGS]
-    return _first_file(view, places) or next(filter(None, (_wandb_config(view, run) for run in runs)), None)
+    return find_run_files(view, directory, _run_directories(directory))
 
 
 def run_failed(view: Files, directory: bytes) -> bool:
@@ -180,22 +207,6 @@ def _run_directories(directory: bytes) -> tuple[bytes, ...]:
     parts = run.split(b"/") if run else []
     depth = next((d for d in range(len(parts) - 1, -1, -1) if parts[d].lower() in _CHECKPOINT_DIRECTORIES), None)
     return (run,) if depth is None else (run, b"/".join(parts[:depth]))
-
-
-def _wandb_config(view: Files, run: bytes) -> bytes | None:
-    wandb = os.path.join(run, b"wandb")
-    # `run-20251011_004442-3kd8s0ab`: the names sort by time
-    runs = sorted((name for name in view.names(wandb) if name.startswith(b"run-")), reverse=True)
-    return _first_file(view, (os.path.join(wandb, name, b"files", b"config.yaml") for name in runs))
-
-
-def _first_file(view: Files, paths: Iterable[bytes]) -> bytes | None:
-    return next((path for path in paths if _is_file(view, path)), None)
-
-
-def _is_file(view: Files, path: bytes) -> bool:
-    status = view.status(path)
-    return status is not None and stat.S_ISREG(status.st_mode)
 
 
 # ---- from a companion's name back to its checkpoints -----------------------------------------------------------
@@ -244,7 +255,7 @@ def scope_of(relative_path: bytes) -> bytes | None:
     parts = directory.split(b"/") if directory else []
     if parts and parts[-1] == b".hydra":
         del parts[-1:]
-    elif len(parts) >= 3 and parts[-3] == b"wandb" and parts[-2].startswith(b"run-") and parts[-1] == b"files":
+    elif len(parts) >= 3 and parts[-3] == b"wandb" and b"run-" in parts[-2] and parts[-1] == b"files":
         del parts[-3:]
     return b"/".join(parts)
 

@@ -10,11 +10,13 @@ from .experiment import (
     STEM_CONFIGS,
     Companions,
     DirectFiles,
-    directory_config,
     find_companions,
     run_failed,
+    shared_files,
+    with_run_files,
 )
 from .file_names import stem_of
+from .run_files import RunFiles
 
 NAMES_KEPT = 200_000
 """Names in remembered directories, the latest ones; about 100 bytes each."""
@@ -32,7 +34,7 @@ class ListedFiles(DirectFiles):
         self._listings: collections.OrderedDict[bytes, frozenset[bytes] | None] = collections.OrderedDict()
         self._names = 0
         self._statuses: dict[bytes, os.stat_result | None] = {}
-        self._shared: dict[bytes, tuple[bytes | None, bool]] = {}
+        self._shared: dict[bytes, tuple[RunFiles, bool]] = {}
 
     def remember(self, directory: bytes, names: Collection[bytes]) -> None:
         """Take over a listing that somebody made anyway."""
@@ -74,18 +76,19 @@ class ListedFiles(DirectFiles):
         bases = (name,) if stem == name else (name, stem)
         sidecars = [base + end for end in SIDECAR_SUFFIXES for base in bases if base + end in listing]
         configs = (stem + end for end in STEM_CONFIGS if stem + end in listing)
-        config, failed = self._shared_by(directory)
-        return Companions(
+        shared, failed = self._shared_by(directory)
+        own = Companions(
             sidecars=tuple(prefix + name for name in sidecars if self._is_file(prefix + name)),
-            config=next((prefix + name for name in configs if self._is_file(prefix + name)), config),
+            config=next((prefix + name for name in configs if self._is_file(prefix + name)), None),
             run_failed=failed,
         )
+        return with_run_files(self, relative_path, shared, own)
 
-    def _shared_by(self, directory: bytes) -> tuple[bytes | None, bool]:
+    def _shared_by(self, directory: bytes) -> tuple[RunFiles, bool]:
         if directory not in self._shared:
             if len(self._shared) >= STATUSES_KEPT:
                 self._shared.clear()
-            self._shared[directory] = directory_config(self, directory), run_failed(self, directory)
+            self._shared[directory] = shared_files(self, directory), run_failed(self, directory)
         return self._shared[directory]
 
     def _is_file(self, path: bytes) -> bool:

@@ -8,7 +8,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -21,6 +21,7 @@ from .description import DescribeRequest, OpenedFiles, ShardFile
 from .directories import Listing, is_checkpoint_directory, list_beneath, list_directory
 from .entry import Identities, shown_path
 from .experiment import Companions, DirectFiles, find_companions
+from .record_identities import record_identities, steady
 from .roots import open_beneath, open_directory_beneath
 
 OPENED_PARTS = 160
@@ -58,26 +59,28 @@ def open_checkpoint(
     """
     with contextlib.ExitStack() as undo:
         checkpoint, shards, parts = _open_itself(undo, root_fd, relative_path)
-        sidecars: list[tuple[bytes, int]] = []
-        for name in companions.sidecars:
-            fd = _open_companion(root_fd, name)
-            if fd is not None:
-                undo.callback(os.close, fd)
-                sidecars.append((name, fd))
+        sidecars = _open_companions(undo, root_fd, companions.sidecars)
+        records = _open_companions(undo, root_fd, companions.records)
         config = None if companions.config is None else _open_companion(root_fd, companions.config)
         if config is not None:
             undo.callback(os.close, config)
         request = DescribeRequest(
             checkpoint_path=os.fsdecode(relative_path),
             relative_path=relative_path,
-            sidecar_names=tuple(name for name, _ in sidecars),
+            sidecar_names=tuple(sidecars),
+            record_names=tuple(records),
+            wandb_run=companions.wandb_run,
             config_name=companions.config if config is not None else None,
             run_failed=companions.run_failed,
             shards=shards,
             directory_name=shown_path(os.path.basename(relative_path))[0] if is_directory(checkpoint) else None,
         )
         files = OpenedFiles(
-            checkpoint=checkpoint, sidecars=tuple(fd for _, fd in sidecars), config=config, shards=parts
+            checkpoint=checkpoint,
+            sidecars=tuple(sidecars.values()),
+            config=config,
+            records=tuple(records.values()),
+            shards=parts,
         )
         identities = identities_of(request, files)
         undo.pop_all()
@@ -144,13 +147,58 @@ def identities_of(request: DescribeRequest, files: OpenedFiles) -> Identities:
     """The identities of what was opened for a request."""
     itself = _identity(files.checkpoint)
     listing = Listing(itself, 0, request.shards) if is_directory(files.checkpoint) else None
-    return Identities(
-        file=itself if listing is None else listing.identity,
-        sidecars=tuple(map(_identity, files.sidecars)),
-        config=None if files.config is None else _identity(files.config),
+    named = dict(zip(request.sidecar_names, map(_identity, files.sidecars), strict=True))
+    named |= zip(request.record_names, map(_identity, files.records), strict=True)
+    if files.config is not None and request.config_name is not None:
+        named[request.config_name] = _identity(files.config)
+    companions = Companions(
+        sidecars=request.sidecar_names,
+        config=request.config_name,
         run_failed=request.run_failed,
-        shards=None if listing is None else listing.digest,
+        records=request.record_names,
     )
+    identities = companions_identities(itself if listing is None else listing.identity, companions, named.get)
+    return identities if listing is None else msgspec.structs.replace(identities, shards=listing.digest)
+
+
+def companions_identities(
+    itself: FileIdentity, companions: Companions, identity_at: Callable[[bytes], FileIdentity | None]
+) -> Identities:
+    """The identities of a checkpoint and of what belongs to it.
+
+    Args:
+        itself: the checkpoint's.
+        companions: what was found around it.
+        identity_at: the identity of a file, None where it is gone or cannot be asked.
+    """
+    sidecars = [identity for name in companions.sidecars if (identity := identity_at(name)) is not None]
+    records = {name: identity for name in companions.records if (identity := identity_at(name)) is not None}
+    digest, logs = record_identities(records.items())
+    config = None if companions.config is None else identity_at(companions.config)
+    if config is not None and companions.config is not None:
+        config = steady(companions.config, config, records)
+    return Identities(
+        file=itself,
+        sidecars=tuple(sidecars),
+        config=config,
+        run_failed=companions.run_failed,
+        records=digest,
+        logs=logs,
+    )
+
+
+def file_identities(view: DirectFiles, relative_path: bytes, itself: FileIdentity) -> Identities:
+    """The identities of a checkpoint and its companions as `open_checkpoint` finds them; opens no file.
+
+    Raises:
+        OSError: the view could not tell whether a file is there.
+    """
+
+    def identity_at(name: bytes) -> FileIdentity | None:
+        status = view.status(name)
+        return None if status is None else identity_of(status)
+
+    return companions_identities(itself, find_companions(view, relative_path), identity_at)
 
 
 def is_directory(fd: int) -> bool:
@@ -180,17 +228,8 @@ def directory_identities(root_fd: int, relative_path: bytes) -> Identities:
         OSError: the directory, or one in it, cannot be listed.
     """
     listing = list_beneath(root_fd, relative_path)
-    view = DirectFiles(root_fd)
-    companions = find_companions(view, relative_path)
-    sidecars = [status for name in companions.sidecars if (status := view.status(name)) is not None]
-    config = None if companions.config is None else view.status(companions.config)
-    return Identities(
-        file=listing.identity,
-        sidecars=tuple(map(identity_of, sidecars)),
-        config=None if config is None else identity_of(config),
-        run_failed=companions.run_failed,
-        shards=listing.digest,
-    )
+    identities = file_identities(DirectFiles(root_fd), relative_path, listing.identity)
+    return msgspec.structs.replace(identities, shards=listing.digest)
 
 
 # ---- directories -----------------------------------------------------------------------------------------------
@@ -255,6 +294,17 @@ def _open_parts(
 
 def _identity(fd: int) -> FileIdentity:
     return identity_of(os.fstat(fd))
+
+
+def _open_companions(undo: contextlib.ExitStack, root_fd: int, names: Sequence[bytes]) -> dict[bytes, int]:
+    """Those that can be opened, each closed by `undo`."""
+    opened: dict[bytes, int] = {}
+    for name in names:
+        fd = _open_companion(root_fd, name)
+        if fd is not None:
+            undo.callback(os.close, fd)
+            opened[name] = fd
+    return opened
 
 
 def _open_companion(root_fd: int, relative_path: bytes) -> int | None:

@@ -1,5 +1,7 @@
 """Sharing equal values between records: what is said of a run and a model is the same in hundreds of them."""
 
+from typing import Any
+
 import msgspec
 
 from ckptd.validators.inspection import FileIdentity
@@ -39,6 +41,7 @@ class SharedValues:
         # One table for each field: 1, 1.0 and True are equal, and must not be mixed up.
         self._tables: dict[str, dict[object, object]] = {name: {} for name in _REPEATED}
         self._configs: dict[FileIdentity, FileIdentity] = {}
+        self._runs: dict[Any, Any] = {}
         self._text_keys: dict[int, int] = {}
 
     def share(self, record: Record) -> None:
@@ -59,6 +62,11 @@ class SharedValues:
             _set(identities, "config", self._configs.setdefault(identities.config, identities.config))
             if len(self._configs) > VALUES_KEPT:
                 self._configs.clear()
+        for name, about_run in (("records", identities.records), ("logs", identities.logs)):
+            if about_run:
+                _set(identities, name, self._runs.setdefault(about_run, about_run))
+        if len(self._runs) > VALUES_KEPT:
+            self._runs.clear()
         if record.text_key is not None:
             _set(record, "text_key", self._text_keys.setdefault(record.text_key, record.text_key))
             if len(self._text_keys) > VALUES_KEPT:

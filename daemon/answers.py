@@ -84,12 +84,15 @@ class Death(enum.StrEnum):
 
 
 class Job(msgspec.Struct, frozen=True, array_like=True):
-    """One checkpoint of a batch. Its descriptors travel beside it: checkpoint, sidecars, config, shards, their list."""
+    """One checkpoint of a batch. Its descriptors travel beside it: checkpoint, sidecars, config, records, shards, their
+    list."""
 
     request: DescribeRequest
     """Without its shards: a message holds about 900 of them, a directory may have 100,000."""
     sidecars: int
     has_config: bool
+    records: int = 0
+    """Files that say something of the run."""
     shards: int = 0
     """Files of a directory that are opened."""
     list_bytes: int = 0
@@ -98,7 +101,7 @@ class Job(msgspec.Struct, frozen=True, array_like=True):
     @property
     def n_descriptors(self) -> int:
         """How many descriptors belong to it."""
-        return 1 + self.sidecars + self.has_config + self.shards + (self.list_bytes > 0)
+        return 1 + self.sidecars + self.has_config + self.records + self.shards + (self.list_bytes > 0)
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):

@@ -214,11 +214,14 @@ def _received(job: Job, descriptors: list[int]) -> tuple[DescribeRequest, Opened
     checkpoint, *rest = descriptors
     sidecars, rest = rest[: job.sidecars], rest[job.sidecars :]
     config = rest.pop(0) if job.has_config else None
+    records, rest = rest[: job.records], rest[job.records :]
     shards, rest = rest[: job.shards], rest[job.shards :]
     request = job.request
     if job.list_bytes:
         request = msgspec.structs.replace(request, shards=_shards_decoder.decode(os.pread(rest[0], job.list_bytes, 0)))
-    files = OpenedFiles(checkpoint=checkpoint, sidecars=tuple(sidecars), config=config, shards=tuple(shards))
+    files = OpenedFiles(
+        checkpoint=checkpoint, sidecars=tuple(sidecars), config=config, records=tuple(records), shards=tuple(shards)
+    )
     return request, files
 
 

@@ -15,7 +15,7 @@ from ckptd.catalog.description import DescribeRequest, OpenedFiles
 from ckptd.catalog.directories import Claims, directories_above, is_hidden
 from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
-from ckptd.catalog.opening import directory_identities, open_checkpoint
+from ckptd.catalog.opening import directory_identities, file_identities, open_checkpoint
 from ckptd.catalog.roots import Root, is_checkpoint_name
 from ckptd.validators.errors import Changed
 from ckptd.validators.formats.sharded import is_member_name
@@ -152,7 +152,7 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             return self._unopened(root_fd, path, error, link, alias_of)
         if link is not None:
             identities = msgspec.structs.replace(identities, link=identity_of(link))
-        if not must_read and known is not None and _is_settled(known) and known.identities == identities:
+        if not must_read and known is not None and _is_settled(known) and known.identities.are_still(identities):
             for fd in files.all():
                 os.close(fd)
             return Sight(kind=LookKind.UNCHANGED)
@@ -229,7 +229,7 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             os.close(base_fd)
         if place.link is not None:
             identities = msgspec.structs.replace(identities, link=identity_of(place.link))
-        if not must_read and known is not None and _is_settled(known) and known.identities == identities:
+        if not must_read and known is not None and _is_settled(known) and known.identities.are_still(identities):
             return Sight(kind=LookKind.UNCHANGED)
         request = DescribeRequest(checkpoint_path=shown_path(self.root.join(path))[0], relative_path=path)
         return Sight(kind=LookKind.SEEN, place=place, request=request, identities=identities, alias_of=alias_of)
@@ -376,17 +376,8 @@ def _unopened_identities(root_fd: int, path: bytes, link: os.stat_result | None)
     if stat.S_ISDIR(own.st_mode):
         identities = directory_identities(root_fd, path)
         return msgspec.structs.replace(identities, link=None if link is None else identity_of(link))
-    files = DirectFiles(root_fd)
-    companions = find_companions(files, path)
-    sidecars = [status for name in companions.sidecars if (status := files.status(name)) is not None]
-    config = None if companions.config is None else files.status(companions.config)
-    return Identities(
-        file=identity_of(own),
-        sidecars=tuple(map(identity_of, sidecars)),
-        config=None if config is None else identity_of(config),
-        link=None if link is None else identity_of(link),
-        run_failed=companions.run_failed,
-    )
+    identities = file_identities(DirectFiles(root_fd), path, identity_of(own))
+    return msgspec.structs.replace(identities, link=None if link is None else identity_of(link))
 
 
 def _is_settled(record: Record) -> bool:

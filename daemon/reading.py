@@ -298,11 +298,12 @@ def _request(reading: Reading, *, level: Level, mb_per_s: float | None) -> tuple
         level=level,
         sidecar_names=(),
         config_name=None,
+        record_names=(),
         timeout_s=LEAST_TIMEOUT_S + size / slowest,
         mb_per_s=mb_per_s,
         fresh=reading.fresh,
     )
-    return request, msgspec.structs.replace(reading.files, sidecars=(), config=None)
+    return request, msgspec.structs.replace(reading.files, sidecars=(), config=None, records=())
 
 
 def _outcome_of(verification: Verification, description: Description) -> Outcome:

@@ -405,7 +405,10 @@ def keep_state_metadata(current: Record | None, record: Record) -> Record:
     """
     if current is None or current.entry.metadata_source is not MetadataSource.STATE:
         return record
-    if record.entry.metadata_source is not MetadataSource.NONE or current.identities != record.identities:
+    if record.entry.metadata_source is not MetadataSource.NONE:
+        return record
+    # What a training has logged meanwhile makes it no other file.
+    if msgspec.structs.replace(current.identities, logs=()) != msgspec.structs.replace(record.identities, logs=()):
         return record
     why = tuple(found for found in current.entry.findings if found.code == "metadata.unwritable")
     findings = (*(found for found in record.entry.findings if found.code not in _REPLACED), *why)

@@ -197,7 +197,7 @@ def _is_as_published(record: Record | None, identities: Identities) -> bool:
     """Whether a look would find nothing new: same files, and nothing about it was left open."""
     if record is None or record.entry.health in (Health.WRITING, Health.OFFLINE):
         return False
-    return record.identities == identities
+    return record.identities.are_still(identities)
 
 
 def _health(known: KnownPaths, root: Root, path: bytes) -> Health | None:

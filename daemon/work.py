@@ -64,6 +64,7 @@ class Work:
             _transportable(request),
             len(files.sidecars),
             files.config is not None,
+            len(files.records),
             len(files.shards),
             0 if self._list is None else os.fstat(self._list).st_size,
         )

@@ -70,6 +70,7 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
         optimizer_bytes=facts.bytes_of(tensors.of("optimizer")),
         epoch=epoch,
         global_step=global_step,
+        logged_step=facts.logged_step(top, scalars),
         lightning_version=facts.lightning_version(top),
         hyper_parameters=hyper_parameters,
         callbacks=facts.callbacks(top, scalars),

@@ -239,6 +239,31 @@ def progress(top: dict[Any, Any], scalars: ScalarReader) -> tuple[int | None, in
     return _whole_number(top.get("epoch"), scalars), next((step for step in steps if step is not None), None)
 
 
+def logged_step(top: dict[Any, Any], scalars: ScalarReader) -> int | None:
+    """The step under which Lightning's loggers wrote at the time of the save; None for what others saved.
+
+    They count the batches after which an optimizer stepped, from 0 (lightning/pytorch/loops/training_epoch_loop.py,
+    `_batches_that_stepped`), the checkpoint counts the steps of all optimizers. With manual optimization a batch may
+    have any number of those, and each batch counts.
+    """
+    if lightning_version(top) is None:
+        return None
+    loops = top.get("loops")
+    fit = loops.get("fit_loop") if isinstance(loops, dict) else None
+    if isinstance(fit, dict) and _total(fit, "manual_optimization.optim_step_progress", "completed", scalars):
+        steps = _total(fit, "batch_progress", "ready", scalars)
+    else:
+        steps = progress(top, scalars)[1]
+    return steps - 1 if steps is not None and steps > 0 else None
+
+
+def _total(fit_loop: dict[Any, Any], name: str, count: str, scalars: ScalarReader) -> int | None:
+    """One of the counters that a training loop keeps: lightning/pytorch/loops/progress.py."""
+    state = fit_loop.get(f"epoch_loop.{name}")
+    total = state.get("total") if isinstance(state, dict) else None
+    return _whole_number(total.get(count), scalars) if isinstance(total, dict) else None
+
+
 def lightning_version(top: dict[Any, Any]) -> str | None:
     """The version that wrote the file."""
     version = top.get("pytorch-lightning_version")

@@ -197,6 +197,8 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int | None = None
     global_step: int | None = None
+    logged_step: int | None = None
+    """Under which Lightning's loggers wrote what belongs to this save; their steps are not `global_step`."""
     lightning_version: str | None = None
     hyper_parameters: dict[str, Plain] | None = None
     callbacks: tuple[CallbackState, ...] = ()

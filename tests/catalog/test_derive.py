@@ -157,6 +157,6 @@ def test_configs_of_any_shape_are_survived(config: object) -> None:
 
 def test_places_of_hydra_and_wandb_are_noted() -> None:
     wandb = b"exp/wandb/run-20251011_004442-3kd8s0ab/files/config.yaml"
-    assert derive(config_name=wandb).metadata.wandb_run_id == "3kd8s0ab"
+    assert derive(config_name=wandb, wandb_run="3kd8s0ab").metadata.wandb_run_id == "3kd8s0ab"
     assert derive(config_name=wandb).metadata.hydra_config_path is None
     assert derive(config_name=b"exp/.hydra/config.yaml").metadata.hydra_config_path == "exp/.hydra/config.yaml"

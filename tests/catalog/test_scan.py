@@ -137,7 +137,11 @@ LAYOUTS = [
     ["a.ckpt", "a.ckpt.metadata.yaml", "a.metadata.json", "config.yaml"],
     ["exp/checkpoints/a.ckpt", "exp/.hydra/config.yaml", ".hydra/config.yaml", "exp/.FAILURE"],
     ["exp/checkpoints/a.ckpt", ".hydra/config.yaml", "exp/checkpoints/a.resolved.config.json"],
-    ["exp/checkpoints/sub/a.ckpt", "exp/wandb/run-2-x/files/config.yaml", "exp/wandb/run-1-x/files/config.yaml"],
+    [
+        "exp/checkpoints/sub/a.ckpt",
+        "exp/wandb/run-20251011_004442-3kd8s0ab/files/config.yaml",
+        "exp/wandb/run-20251010_004442-3kd8s0ab/files/config.yaml",
+    ],
     ["exp/hparams.yaml", "exp/checkpoints/epoch=1-val/hmean=0.5.ckpt", "exp/checkpoints/epoch=1-val/.FAILURE"],
     ["exp/a.ckpt", "exp/a.config.yml", "exp/a.metadata.yaml/not_a_file", "exp/config.yaml/not_a_file"],
 ]

@@ -143,6 +143,7 @@ def _include_meta(members: Members, described: Inspection, gathered: Gathered) -
         described,
         epoch=meta.epoch,
         global_step=meta.global_step,
+        logged_step=meta.logged_step,
         lightning_version=meta.lightning_version,
         hyper_parameters=meta.hyper_parameters,
         callbacks=meta.callbacks,
