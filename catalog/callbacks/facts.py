@@ -132,8 +132,7 @@ def joined(description: Description, facts: TrainingFacts, style: Style) -> Chec
         raise NotWritten("invalid", str(error)) from error
     document = msgspec.to_builtins(found)
     for field, value in facts.otherwise.items():
-        if _place(document, field).get(field.rpartition(".")[2]) is None:
-            _put(document, field, value)
+        _put(document, field, value, only_where_missing=True)
     for field, value in facts.known.items():
         _put(document, field, value)
     document["metrics"] = msgspec.to_builtins(metrics_of(_all_metrics(facts.metrics, found.metrics.flat())))
@@ -250,14 +249,14 @@ def _all_metrics(logged: Mapping[str, Any], found: Mapping[str, float]) -> dict[
     return numbers | {name: value for name, value in found.items() if metric_key(name) not in known}
 
 
-def _place(document: Any, field: str) -> Any:
-    for section in field.split(".")[:-1]:
-        document = document[section]
-    return document
-
-
-def _put(document: Any, field: str, value: Plain) -> None:
-    _place(document, field)[field.rpartition(".")[2]] = value
+def _put(document: Any, field: str, value: Plain, *, only_where_missing: bool = False) -> None:
+    *sections, name = field.split(".")
+    for section in sections:
+        document = document.get(section, {})
+    if name not in document:
+        raise NotWritten("schema", f"the metadata's schema has no field {field}")
+    if not only_where_missing or document[name] is None:
+        document[name] = value
 
 
 def _check_reads_back(data: bytes, metadata: CheckpointMetadata, real: str) -> None:
@@ -277,7 +276,7 @@ def _write(real: str, data: bytes, identity: FileIdentity) -> None:
     directory, name = os.path.split(os.fsencode(real))
     directory_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        status = os.stat(name, dir_fd=directory_fd)
+        status = _status(directory_fd, name, real)
         # A directory's identity is that of all its files together, which describing has compared with before.
         if os.path.isfile(real) and identity_of(status) != identity:
             raise NotYet(f"{real} was saved anew meanwhile")
@@ -287,3 +286,10 @@ def _write(real: str, data: bytes, identity: FileIdentity) -> None:
         raise NotWritten("person", f"{shown} was not written by a training; it is left alone") from error
     finally:
         os.close(directory_fd)
+
+
+def _status(directory_fd: int, name: bytes, real: str) -> os.stat_result:
+    try:
+        return os.stat(name, dir_fd=directory_fd)
+    except FileNotFoundError as error:
+        raise NotYet(f"{real} was deleted meanwhile") from error

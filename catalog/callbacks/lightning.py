@@ -3,6 +3,7 @@
 Works with `lightning` and `pytorch_lightning` alike.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -210,7 +211,11 @@ def _known(fields: dict[str, Plain]) -> dict[str, Plain]:
 
 
 def _metrics_of(trainer: Any) -> dict[str, Any]:
-    return {str(name): _copied(value) for name, value in trainer.callback_metrics.items()}
+    copied: dict[str, Any] = {}
+    for name, value in trainer.callback_metrics.items():
+        with contextlib.suppress(Exception):  # one that cannot be read is not known; the others are
+            copied[str(name)] = _copied(value)
+    return copied
 
 
 def _copied(value: Any) -> Any:

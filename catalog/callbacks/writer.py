@@ -8,7 +8,6 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 
 import msgspec
 
@@ -36,7 +35,6 @@ class _Job(msgspec.Struct, kw_only=True):
     facts: TrainingFacts | None
     """None: the checkpoint was deleted, and its sidecar goes."""
     previous: FileIdentity | None = None
-    done: Callable[[], None] | None = None
     give_up_at: float
     due_at: float = 0.0
     wait_s: float = _RETRY_S[0]
@@ -201,6 +199,8 @@ class SidecarWriter:
             else:
                 write_facts(job.path, job.facts, self._style, previous=job.previous)
         except NotYet as problem:
+            if self._is_superseded(job):
+                return True
             if time.monotonic() < job.give_up_at:
                 job.due_at = time.monotonic() + job.wait_s
                 job.wait_s = min(2 * job.wait_s, _RETRY_S[1])
@@ -214,6 +214,10 @@ class SidecarWriter:
             # The rim: whatever this is, the training goes on.
             self._warn(directory, type(error).__name__, f"no metadata was written for {job.path}: {error!r}")
         return True
+
+    def _is_superseded(self, job: _Job) -> bool:
+        with self._changed:
+            return job.path in self._jobs
 
     def _warn(self, directory: str, kind: str, message: str) -> None:
         if (directory, kind) not in self._warned:
