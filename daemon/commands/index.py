@@ -174,6 +174,8 @@ def _record(root: Root, found: Found, description: Description) -> Record:
             description.sidecar_identities,
             description.config_identity,
             shards=found.identities.shards,
+            records=found.identities.records,
+            logs=found.identities.logs,
         ),
         metadata_source=metadata_source(description.sidecar),
         alias_of=alias_of,
