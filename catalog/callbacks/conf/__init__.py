@@ -1,5 +1,5 @@
 """Hydra's config group `callbacks`, found by `hydra.searchpath: [pkg://ckptd.catalog.callbacks.conf]`.
 
-Named in the search path by whoever wants it, and no plug-in of the namespace `hydra_plugins`: those are imported by every
-Hydra application of an environment, and are not found at all in editable installs.
+A search path that who wants it names, and no plug-in in the namespace `hydra_plugins`: every Hydra application of an
+environment imports those.
 """
