@@ -2,7 +2,7 @@ import fc from 'fast-check'
 import { expect, test } from 'vitest'
 
 import type { TensorInfo } from '../answers'
-import { flatRows, groupedRows, groupIds, matchingTensors, type TensorTreeRow } from './tensor-rows'
+import { flatRows, groupedRows, groupsOf, matchingTensors, type TensorTreeRow } from './tensor-rows'
 
 function tensor(name: string, nbytes = 4, role = 'weights'): TensorInfo {
   return { name, nbytes, role, dtype: 'float32', shape: [nbytes / 4], storage: name }
@@ -78,7 +78,7 @@ test('grouping loses no tensor and no byte, whatever the names are', () => {
       expect(top.reduce((sum, row) => sum + row.nbytes, 0)).toBe(tensors.reduce((sum, t) => sum + t.nbytes, 0))
       const ids = rows.map((row) => row.id)
       expect(new Set(ids).size).toBe(ids.length)
-      expect(groupIds(tensors)).toEqual(rows.flatMap((row) => (row.kind === 'group' ? [row.id] : [])))
+      expect(groupsOf(tensors)).toEqual(rows.filter((row) => row.kind === 'group'))
     }),
   )
 })

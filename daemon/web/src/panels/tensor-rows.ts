@@ -68,9 +68,9 @@ export function groupedRows(
   return rows
 }
 
-/** Ids of all groups, outermost first. */
-export function groupIds(tensors: readonly TensorInfo[]): string[] {
-  return groupedRows(tensors, 'order', () => true).flatMap((row) => (row.kind === 'group' ? [row.id] : []))
+/** All groups, outermost first. */
+export function groupsOf(tensors: readonly TensorInfo[]): TensorGroup[] {
+  return groupedRows(tensors, 'order', () => true).filter((row) => row.kind === 'group')
 }
 
 function branchesOf(tensors: readonly TensorInfo[]): Branch[] {
