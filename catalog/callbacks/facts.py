@@ -185,7 +185,7 @@ def _described(real: str, style: Style, previous: FileIdentity | None, level: Le
 def _describe_beneath(root_fd: int, real: str, relative_path: bytes, level: Level) -> Description:
     """Describe it as anybody would, but without what trainings wrote of it before: that was about another save."""
     found = find_companions(DirectFiles(root_fd), relative_path)
-    sidecars = tuple(name for name in found.sidecars if not _is_trainings(root_fd, name))
+    sidecars = tuple(name for name in found.sidecars if _author_at(root_fd, name) is not Author.TRAINING)
     request, files, _ = open_checkpoint(root_fd, relative_path, msgspec.structs.replace(found, sidecars=sidecars))
     try:
         return describe_opened(
@@ -196,13 +196,13 @@ def _describe_beneath(root_fd: int, real: str, relative_path: bytes, level: Leve
             os.close(fd)
 
 
-def _is_trainings(root_fd: int, name: bytes) -> bool:
+def _author_at(root_fd: int, name: bytes) -> Author | None:
     try:
         fd = open_beneath(root_fd, name)
     except OSError:
-        return False  # opening it for the description shows what is wrong with it
+        return None  # no file of ours; whoever opens it for good sees what is wrong with it
     try:
-        return author_of(os.pread(fd, MAX_BYTES + 1, 0)) is Author.TRAINING
+        return author_of(os.pread(fd, MAX_BYTES + 1, 0))
     finally:
         os.close(fd)
 
@@ -283,6 +283,8 @@ def _write(real: str, data: bytes, identity: FileIdentity) -> None:
         write_sidecar(directory_fd, sidecar_path(name), data, like=status, replace_ours=True)
     except FileExistsError as error:
         shown = shown_path(sidecar_path(os.fsencode(real)))[0]
+        if _author_at(directory_fd, sidecar_path(name)) is not None:
+            raise NotYet(f"{shown} was written by ckptd just then") from error
         raise NotWritten("person", f"{shown} was not written by a training; it is left alone") from error
     finally:
         os.close(directory_fd)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ckptd.catalog import sidecar as sidecar_module
 from ckptd.catalog.callbacks.facts import Style, TrainingFacts
 from ckptd.catalog.callbacks.writer import MAX_PENDING, SidecarWriter
 from ckptd.catalog.description import CheckpointMetadata
@@ -148,6 +149,29 @@ def test_what_ckptd_wrote_is_replaced(writer: SidecarWriter, checkpoint: Path, t
     writer.submit(str(checkpoint), facts(3, cer=0.5))
     assert writer.flush(LONG_S)
     assert author_of(sidecar_of(checkpoint).read_bytes()) is Author.TRAINING
+
+
+def test_what_ckptd_writes_just_then_is_replaced_too(
+    writer: SidecarWriter,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The daemon's appears after the training saw that none was there."""
+    daemons = ours(checkpoint, tmp_path)
+    rename = sidecar_module.rename_no_replace
+
+    def overtaken(directory_fd: int, source: bytes, target: bytes) -> None:
+        if target == b"best.ckpt.metadata.yaml" and not sidecar_of(checkpoint).exists():
+            write(sidecar_of(checkpoint), daemons)
+        rename(directory_fd, source, target)
+
+    monkeypatch.setattr(sidecar_module, "rename_no_replace", overtaken)
+    writer.submit(str(checkpoint), facts(3))
+    assert writer.flush(LONG_S)
+    assert author_of(sidecar_of(checkpoint).read_bytes()) is Author.TRAINING
+    assert warnings_of(caplog) == []
 
 
 @pytest.mark.parametrize("name", ["best.ckpt.metadata.yaml", "best.metadata.yaml"])
