@@ -42,21 +42,20 @@ export function formatNumber(value: number): string {
 }
 
 const SPANS = [
-  ['year', 31_556_952_000],
-  ['month', 2_629_746_000],
-  ['day', 86_400_000],
-  ['hour', 3_600_000],
-  ['minute', 60_000],
+  ['y', 31_556_952_000],
+  ['mo', 2_629_746_000],
+  ['d', 86_400_000],
+  ['h', 3_600_000],
+  ['min', 60_000],
 ] as const
-const relative = new Intl.RelativeTimeFormat('en', { numeric: 'always', style: 'narrow' })
 
 /** How long ago, `5 min ago`; what lies less than a minute back is `now`, what lies ahead says so. */
 export function formatAge(time: string | null, nowMs: number): string {
   const at = Date.parse(time ?? '')
   if (Number.isNaN(at)) return UNKNOWN
   for (const [unit, length] of SPANS) {
-    const count = Math.trunc((at - nowMs) / length)
-    if (count) return relative.format(count, unit)
+    const count = Math.floor(Math.abs(at - nowMs) / length)
+    if (count) return at < nowMs ? `${count} ${unit} ago` : `in ${count} ${unit}`
   }
   return 'now'
 }

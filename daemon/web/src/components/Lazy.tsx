@@ -3,27 +3,14 @@
 import type { ComponentType } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
 
-interface Panels {
-  readonly Detail: ComponentType<{ id: string; onClose: () => void }>
-  readonly Compare: ComponentType<{ ids: readonly string[] }>
-  readonly Health: ComponentType<object>
-  readonly Help: ComponentType<{ onClose: () => void }>
-}
-
-const modules = import.meta.glob<Panels>('../panels/index.tsx')
-
-async function loadPanels(): Promise<Panels> {
-  const load = modules['../panels/index.tsx']
-  if (load === undefined) throw new Error('this page was built without its panels')
-  return load()
-}
+type Panels = typeof import('../panels')
 
 /** Draws the panel that `pick` takes out of the panels' module. */
 export function Lazy<P extends object>({ pick, ...props }: { pick: (panels: Panels) => ComponentType<P> } & P) {
   const [panels, setPanels] = useState<Panels | null>(null)
   const [hasFailed, setFailed] = useState(false)
   useEffect(() => {
-    loadPanels().then(setPanels, () => setFailed(true))
+    import('../panels').then(setPanels, () => setFailed(true))
   }, [])
   if (hasFailed) {
     return (

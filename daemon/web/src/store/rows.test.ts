@@ -94,8 +94,8 @@ function take(store: RowStore, clock: TestClock, step: Step): void {
   } else if (step.do === 'filter') store.setFilters(step.filters)
   else if (step.do === 'sort') store.setSort(step.sort)
   else if (step.do === 'hold' || step.do === 'release') store.held = step.do === 'hold'
-  else if (step.do === 'show') store.showWaiting()
-  else clock.wind(step.ms)
+  else if (step.do === 'wait') clock.wind(step.ms)
+  else store.showWaiting()
 }
 
 test('whatever comes in whichever order, the store shows what a naive model shows', () => {

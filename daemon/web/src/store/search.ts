@@ -86,7 +86,7 @@ function word(body: string): Test | string {
 }
 
 function escaped(text: string): string {
-  return text.replace(/[.*+?^${}()|[\]\\/-]/g, '\\$&')
+  return text.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&')
 }
 
 // ---- fields -------------------------------------------------------------------------------------------------
