@@ -27,7 +27,7 @@ from tests.catalog.catalog_records import drop, put, record_of
 from tests.service.contract import CheckedClient, contract
 
 COMPLETE_AS_OF = 1_760_000_000.0
-DEADLINE_S = 15.0
+DEADLINE_S = 60.0
 
 
 class FakeBackend:

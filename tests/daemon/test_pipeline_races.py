@@ -27,7 +27,7 @@ from ckptd.validators.errors import Changed
 from tests.service.checkpoints import checkpoint_bytes, rename_in
 
 pytestmark = pytest.mark.anyio
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class HeldState:

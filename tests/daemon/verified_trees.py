@@ -27,7 +27,7 @@ from ckptd.daemon.settle import Settle
 from ckptd.daemon.verifier import Verifier
 from ckptd.validators import Level
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class RefusingState:

@@ -9,7 +9,7 @@ import structlog
 from ckptd.catalog.roots import Root
 from ckptd.daemon.watcher import Hints, WatcherState, watch_root
 
-DEADLINE_S = 15.0
+DEADLINE_S = 60.0
 
 
 class Watched:

@@ -17,7 +17,7 @@ import httpx
 
 from tests.service.contract import checked, contract
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Everything here is plain HTTP: to load the certificates anew for each request takes longer than the request."""
 _T = TypeVar("_T")
@@ -59,7 +59,11 @@ class Daemon:
     def start(self) -> Self:
         """Start it, and wait until it answers."""
         self.launch()
-        eventually(self.is_up, f"the service answers; its log: {self.log_file}")
+        try:
+            eventually(self.is_up, f"the service answers; its log: {self.log_file}")
+        except BaseException:
+            self.__exit__()  # of a context manager that is not entered nobody else calls it
+            raise
         return self
 
     def launch(self) -> None:

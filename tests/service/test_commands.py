@@ -13,7 +13,7 @@ import pytest
 
 from tests.daemon.command_line import CKPTD, ckptd, ckptd_json, damage, environment, save
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
