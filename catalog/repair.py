@@ -13,7 +13,7 @@ import msgspec
 from ckptd.validators.inspection import Plain
 
 from .description import CheckpointMetadata, FieldChange, Metrics
-from .metadata import as_count, as_number, as_text, parse_document
+from .metadata import as_count, as_number, as_text, metrics_of, parse_document
 from .metric_names import SLOTS, metric_key, value_of
 
 PLACEHOLDERS = frozenset({"ocrmodel", "unknown"})
@@ -169,7 +169,7 @@ def _fake_hmean(said: CheckpointMetadata, evidence: Evidence) -> str | None:
     for monitor in (said.checkpointing.monitor, evidence.known.checkpointing.monitor):
         if monitor is None or metric_key(monitor) == "hmean":
             continue
-        for scores in (evidence.known.metrics.flat(), evidence.named, others):
+        for scores in (evidence.known.metrics.flat(), metrics_of(evidence.named).flat(), others):
             if _is_close(hmean, value_of(scores, monitor)):
                 return monitor
     return None
