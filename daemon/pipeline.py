@@ -137,7 +137,8 @@ class Pipeline:
         self._closing = False
         self.counts = Counts()
         catalog.on_publish(self._follow_aliases)
-        for record in catalog:
+        # One look at each: 100,000 calls would keep the event loop for a fifth of a second.
+        for record in [record for record in catalog if record.entry.alias_of is not None]:
             self._note_alias(record)
 
     @property
