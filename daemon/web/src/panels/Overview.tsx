@@ -142,7 +142,8 @@ function Names({ names }: { names: readonly string[] }): JSX.Element {
 function Facts({ entry, detail }: Props): JSX.Element {
   const now = useNow(30_000)
   const origins = detail?.provenance ?? {}
-  const epochs = detail ? at(detail.metadata, 'training', 'max_epochs') : null
+  const epochs = at(detail?.metadata, 'training', 'max_epochs')
+  const wandb = at(detail?.metadata, 'wandb_run_id')
   return (
     <Section title="Facts">
       <dl class="facts">
@@ -185,15 +186,17 @@ function Facts({ entry, detail }: Props): JSX.Element {
         </Fact>
         <Fact name="modified">
           <span title={formatMoment(entry.modified_at)}>
-            {formatAge(entry.modified_at, now)} <span class="muted">{formatMoment(entry.modified_at)}</span>
+            {formatAge(entry.modified_at, now)} <span class="muted">· {localMoment(entry.modified_at)}</span>
           </span>
         </Fact>
         <Fact name="created" origin={origins.created_at}>
-          {entry.created_at !== null && entry.created_at !== entry.modified_at && formatMoment(entry.created_at)}
+          {entry.created_at !== null && entry.created_at !== entry.modified_at && (
+            <span title={formatMoment(entry.created_at)}>{localMoment(entry.created_at)}</span>
+          )}
         </Fact>
         <Fact name="Lightning">{detail?.lightning_version && <Text value={detail.lightning_version} />}</Fact>
         <Fact name="W&B run" origin={origins.wandb_run_id}>
-          <PlainText value={at(detail?.metadata, 'wandb_run_id')} />
+          {typeof wandb === 'string' && <Text value={wandb} />}
         </Fact>
         <Fact name="config">
           {entry.config_path !== null && (
@@ -447,15 +450,16 @@ function Jump(props: { label: string; onClick: () => void; children: string }): 
   )
 }
 
-function PlainText({ value }: { value: Plain }): JSX.Element | null {
-  return typeof value === 'string' || typeof value === 'number' ? <Text value={String(value)} /> : null
-}
-
 function at(value: Plain | undefined, ...keys: string[]): Plain {
   let found: Plain | undefined = value
   for (const key of keys)
     found = found !== null && typeof found === 'object' && !Array.isArray(found) ? (found as Record<string, Plain>)[key] : null
   return found ?? null
+}
+
+/** In the reader's zone alone; the other half is in the title. */
+function localMoment(time: string): string {
+  return formatMoment(time).split(' (')[0] ?? time
 }
 
 function fileName(path: string): string {

@@ -8,7 +8,7 @@ import type { TensorInfo } from '../answers'
 import { formatBytes, formatNumber } from '../format'
 import { clipped, visible } from '../visible'
 import { CopyButton, Failure, Text, useRequest } from './parts'
-import { flatRows, groupedRows, groupsOf, matchingTensors, type TensorSort, type TensorTreeRow } from './tensor-rows'
+import { flatRows, groupedRows, groupsOf, matchingTensors, type TensorGroup, type TensorSort, type TensorTreeRow } from './tensor-rows'
 import { type ListRow, TreeList } from './TreeList'
 
 const ROW_HEIGHT = 26
@@ -43,10 +43,10 @@ function Table({ tensors }: { tensors: readonly TensorInfo[] }): JSX.Element {
   const [toggledIds, setToggled] = useState<ReadonlySet<string>>(new Set())
   const [current, setCurrent] = useState<string | null>(null)
   const matching = useMemo(() => matchingTensors(tensors, query), [tensors, query])
-  // A search opens everything that it left.
-  const openDepth = query.trim() || tensors.length <= MANY ? Infinity : 2
+  // A search opens everything that it left; else the modules of the weights are what one looks for.
+  const isAllOpen = query.trim() !== '' || tensors.length <= MANY
   const rows = useMemo(() => {
-    const isOpen = (group: { id: string; depth: number }): boolean => group.depth < openDepth !== toggledIds.has(group.id)
+    const isOpen = (group: TensorGroup): boolean => isOpenAtFirst(group, isAllOpen) !== toggledIds.has(group.id)
     const drawn = isGrouped ? groupedRows(matching, sort, isOpen) : flatRows(matching, sort)
     const largest = matching.reduce((most, { nbytes }) => Math.max(most, nbytes), 1)
     return drawn.map(
@@ -58,11 +58,11 @@ function Table({ tensors }: { tensors: readonly TensorInfo[] }): JSX.Element {
         share: row.kind === 'tensor' ? row.nbytes / largest : 0,
       }),
     )
-  }, [matching, sort, isGrouped, toggledIds, openDepth])
+  }, [matching, sort, isGrouped, toggledIds, isAllOpen])
   const total = useMemo(() => matching.reduce((sum, { nbytes }) => sum + nbytes, 0), [matching])
   const chosen = rows.find(({ id }) => id === current)?.row
   const setAll = (isOpen: boolean): void =>
-    setToggled(new Set(groupsOf(matching).filter(({ depth }) => depth < openDepth !== isOpen).map(({ id }) => id)))
+    setToggled(new Set(groupsOf(matching).filter((group) => isOpenAtFirst(group, isAllOpen) !== isOpen).map(({ id }) => id)))
   return (
     <div class="tensors">
       <div class="tool-row">
@@ -177,6 +177,10 @@ function shapeText(shape: readonly number[]): string {
 
 function countText(count: number): string {
   return `${formatNumber(count)} tensor${count === 1 ? '' : 's'}`
+}
+
+function isOpenAtFirst({ depth, role }: TensorGroup, isAllOpen: boolean): boolean {
+  return isAllOpen || (role === 'weights' && depth < 2)
 }
 
 function flipped(ids: ReadonlySet<string>, id: string): ReadonlySet<string> {

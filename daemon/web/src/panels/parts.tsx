@@ -76,7 +76,7 @@ export function CopyButton(props: { text: string; what: string; label?: string }
   }
   const icon = state === 'copied' ? 'check' : state === 'failed' ? 'cross' : 'copy'
   return (
-    <button type="button" class="button plain icon copy" title={`copy ${props.what}`} onClick={() => void copy()}>
+    <button type="button" class="button plain icon copy-button" title={`copy ${props.what}`} onClick={() => void copy()}>
       <Icon name={icon} size={12} />
       {props.label ? ` ${props.label}` : ''}
       <span class="sr-only">copy {props.what}</span>

@@ -21,7 +21,7 @@ const codeOf = (detail: Parameters<typeof loadingOf>[0]) => loadingOf(detail).sn
 test('a safe checkpoint is loaded with weights_only, on the CPU', () => {
   expect(loadingOf(VALID).warning).toBeNull()
   expect(codeOf(VALID)).toContain(
-    'torch.load("/srv/outputs/run/a.ckpt", map_location="cpu", weights_only=True, mmap=True)',
+    'import torch\n\npath = "/srv/outputs/run/a.ckpt"\ncheckpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)',
   )
   expect(codeOf(VALID)).toContain('ckptd show abc')
 })
@@ -51,7 +51,7 @@ test('what is unsafe, invalid, unfinished or offline is not loaded: the snippets
 test('a refused class is allowed by name, with the warning to trust the file first', () => {
   const detail = { ...VALID, safety: 'unknown', weights_only: false, unsafe_globals: ['my.code.Model', 'x; import os'] } as const
   expect(loadingOf(detail).warning).toContain('trust')
-  expect(codeOf(detail)).toContain('import my.code\n\nwith torch.serialization.safe_globals([my.code.Model]):')
+  expect(codeOf(detail)).toContain('import my.code\n\npath = "/srv/outputs/run/a.ckpt"\nwith torch.serialization.safe_globals([my.code.Model]):')
   expect(codeOf(detail)).not.toContain('import os')
 })
 
@@ -70,7 +70,7 @@ test('each format has its own loader', () => {
 
 test('a name that is no UTF-8 is given by its bytes', () => {
   const detail = { ...VALID, path: 'run/\\xff.ckpt', path_base64: 'cnVuL/8uY2twdA==', checkpoint_path: '/srv/outputs/run/\\xff.ckpt' }
-  expect(codeOf(detail)).toContain('os.path.join("/srv/outputs", os.fsdecode(base64.b64decode("cnVuL/8uY2twdA==")))')
+  expect(codeOf(detail)).toContain('import base64\nimport os\nimport torch\n\npath = os.path.join("/srv/outputs", os.fsdecode(base64.b64decode("cnVuL/8uY2twdA==")))')
   expect(codeOf(detail)).not.toContain('\\xff')
 })
 

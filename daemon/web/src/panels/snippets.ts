@@ -31,9 +31,8 @@ export function loadingOf(detail: Loadable): Loading {
   const command = commands(detail)
   const warning = reasonAgainst(detail)
   if (detail.health !== 'valid' || detail.safety === 'unsafe') return { warning, snippets: command }
-  const imports = detail.path_base64 === undefined ? '' : 'import base64\nimport os\n'
   const loaders = pythonSnippets(detail).map((each) =>
-    each.language === 'python' ? { ...each, code: imports + each.code } : each,
+    each.language === 'python' ? { ...each, code: withPath(each.code, detail) } : each,
   )
   return { warning, snippets: [...loaders, ...command] }
 }
@@ -75,42 +74,48 @@ function named(detail: Loadable): string {
   return names.slice(0, 3).join(', ') + (names.length > 3 ? ` and ${names.length - 3} more` : '')
 }
 
+/** The path on a line of its own behind the imports: the call stays short enough to read. */
+function withPath(code: string, detail: Loadable): string {
+  const imports = detail.path_base64 === undefined ? '' : 'import base64\nimport os\n'
+  return imports + code.replace('\n\n', () => `\n\npath = ${pythonPath(detail)}\n`)
+}
+
+/** Each begins with its imports, and finds the checkpoint's path in `path`. */
 function pythonSnippets(detail: Loadable): Snippet[] {
-  const path = pythonPath(detail)
   switch (detail.format) {
     case 'safetensors':
-      return [python('safetensors', `from safetensors.torch import load_file\n\nweights = load_file(${path}, device="cpu")`)]
+      return [python('safetensors', 'from safetensors.torch import load_file\n\nweights = load_file(path, device="cpu")')]
     case 'torchscript':
-      return [python('TorchScript', `import torch\n\nmodel = torch.jit.load(${path}, map_location="cpu")`)]
+      return [python('TorchScript', 'import torch\n\nmodel = torch.jit.load(path, map_location="cpu")')]
     case 'dcp':
-      return [python('torch.distributed.checkpoint', consolidate(path), 'Makes one file of it, on the CPU.')]
+      return [python('torch.distributed.checkpoint', CONSOLIDATE, 'Makes one file of it, on the CPU.')]
     case 'fsdp':
       return [
         { ...shell('Lightning (FSDP)', `python -m lightning.pytorch.utilities.consolidate_checkpoint ${pathWord(detail)}`), note: 'Makes one file of it.' },
-        python('torch.distributed.checkpoint', consolidate(path), 'The weights alone.'),
+        python('torch.distributed.checkpoint', CONSOLIDATE, 'The weights alone.'),
       ]
     case 'deepspeed':
-      return [python('DeepSpeed', deepspeed(path), 'Needs deepspeed; it unpickles the rank files in full: only if you trust them.')]
+      return [python('DeepSpeed', DEEPSPEED, 'Needs deepspeed; it unpickles the rank files in full: only if you trust them.')]
     case 'transformers':
       return [
         python(
           'transformers',
-          `from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(${path}, trust_remote_code=False)`,
+          'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(path, trust_remote_code=False)',
         ),
       ]
     default:
-      return torchSnippets(detail, path)
+      return torchSnippets(detail)
   }
 }
 
-function torchSnippets(detail: Loadable, path: string): Snippet[] {
+function torchSnippets(detail: Loadable): Snippet[] {
   if (detail.format === 'torch_tar') return []
-  if (detail.weights_only === false) return [allowed(detail, path)]
+  if (detail.weights_only === false) return [allowed(detail)]
   const mmap = detail.format === 'torch_zip' ? ', mmap=True' : ''
   const snippets = [
     python(
       'PyTorch',
-      `import torch\n\ncheckpoint = torch.load(${path}, map_location="cpu", weights_only=True${mmap})`,
+      `import torch\n\ncheckpoint = torch.load(path, map_location="cpu", weights_only=True${mmap})`,
       mmap ? 'mmap=True reads a tensor when it is used.' : null,
     ),
   ]
@@ -118,33 +123,29 @@ function torchSnippets(detail: Loadable, path: string): Snippet[] {
     snippets.push(
       python(
         'Lightning',
-        `from your_code import YourModule  # the LightningModule that was trained\n\nmodel = YourModule.load_from_checkpoint(${path}, map_location="cpu", weights_only=True)`,
+        'from your_code import YourModule  # the LightningModule that was trained\n\nmodel = YourModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)',
       ),
     )
   return snippets
 }
 
-function allowed(detail: Loadable, path: string): Snippet {
+function allowed(detail: Loadable): Snippet {
   const names = (detail.unsafe_globals ?? []).filter((name) => /^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$/.test(name)).slice(0, 20)
   const modules = [...new Set(names.map((name) => name.slice(0, name.lastIndexOf('.'))))]
   const imports = ['torch', ...modules.filter((name) => name !== 'torch')].map((name) => `import ${name}`).join('\n')
-  const load = `torch.load(${path}, map_location="cpu", weights_only=True)`
+  const load = 'torch.load(path, map_location="cpu", weights_only=True)'
   const code = names.length
     ? `${imports}\n\nwith torch.serialization.safe_globals([${names.join(', ')}]):\n    checkpoint = ${load}`
     : `${imports}\n\ncheckpoint = ${load}  # says which names it refuses`
   return python('PyTorch, with named classes allowed', code, 'Each import runs the code of that module: read it first.')
 }
 
-function consolidate(path: string): string {
-  return `from torch.distributed.checkpoint.format_utils import dcp_to_torch_save\n\ndcp_to_torch_save(${path}, "consolidated.pt")`
-}
+const CONSOLIDATE =
+  'from torch.distributed.checkpoint.format_utils import dcp_to_torch_save\n\ndcp_to_torch_save(path, "consolidated.pt")'
 
-function deepspeed(path: string): string {
-  return (
-    'from pathlib import Path\n\nfrom deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint\n\n' +
-    `path = Path(${path})\nweights = get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name)`
-  )
-}
+const DEEPSPEED =
+  'import os\nfrom deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint\n\n' +
+  'weights = get_fp32_state_dict_from_zero_checkpoint(os.path.dirname(path), tag=os.path.basename(path))'
 
 function commands(detail: Loadable): Snippet[] {
   return [

@@ -8,6 +8,7 @@ export interface TensorGroup {
   readonly kind: 'group'
   /** Unique over all roles. */
   readonly id: string
+  readonly role: string
   /** What its parent's name does not say. */
   readonly label: string
   readonly depth: number
@@ -64,7 +65,7 @@ export function groupedRows(
   isOpen: (group: TensorGroup) => boolean,
 ): TensorTreeRow[] {
   const rows: TensorTreeRow[] = []
-  for (const branch of branchesOf(tensors)) addRows(rows, branch, 0, sort, isOpen)
+  for (const branch of branchesOf(tensors)) addRows(rows, branch, branch.label, 0, sort, isOpen)
   return rows
 }
 
@@ -109,6 +110,7 @@ function tally(branch: Branch, tensor: TensorInfo): void {
 function addRows(
   rows: TensorTreeRow[],
   branch: Branch,
+  role: string,
   depth: number,
   sort: TensorSort,
   isOpen: (group: TensorGroup) => boolean,
@@ -119,12 +121,12 @@ function addRows(
     inner = [...inner.children.values()][0] as Branch
     label += `.${inner.label}`
   }
-  const group: TensorGroup = { kind: 'group', id: inner.id, label, depth, count: inner.count, nbytes: inner.nbytes }
+  const group: TensorGroup = { kind: 'group', id: inner.id, role, label, depth, count: inner.count, nbytes: inner.nbytes }
   rows.push(group)
   if (!isOpen(group)) return
   for (const child of childrenOf(inner, sort)) {
     if ('tensor' in child) rows.push(leaf(child.tensor, child.label, depth + 1))
-    else addRows(rows, child.branch, depth + 1, sort, isOpen)
+    else addRows(rows, child.branch, role, depth + 1, sort, isOpen)
   }
 }
 
