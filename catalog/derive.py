@@ -50,6 +50,7 @@ class _Facts(msgspec.Struct, frozen=True):
 _NOT_FACTS = ("schema_version", "checkpoint_path", "metrics", "source")
 _RECOGNIZED = {"encoder": "model.encoder.model_name", "decoder": "model.decoder.name", "head": "model.head.name"}
 """Part → where its name goes."""
+_FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".onnx", ".yaml", ".yml", ".json", ".py")
 _CONFIG_HOLDERS = ("config", "cfg", "hparams")
 
 
@@ -92,6 +93,7 @@ def _sources(inspection: Inspection, around: Surroundings) -> Iterator[_Facts]:
     yield _config_facts("config", around.config)
     yield _config_facts("hydra", around.run.overrides)
     yield _Facts("hydra", {"exp_name": around.run.experiment})
+    yield _Facts("mlflow", {"exp_name": around.run.mlflow_experiment})
     yield _config_facts("hparams", around.run.hparams)
     yield _config_facts("wandb", around.run.wandb_config)
     yield _config_facts("wandb", around.run.wandb_arguments)
@@ -210,7 +212,22 @@ def _level_fields(level: dict[str, Plain]) -> dict[str, Plain]:
         "training.max_epochs": top.integer("max_epochs") if max_epochs is None else max_epochs,
     }
     found = Model() if not model and not _names_parts(level) else read_model(Keys(model), top)
+    named = _architecture(found.architecture, level)
+    found = msgspec.structs.replace(found, architecture=named)
     return parts | dict(_dotted(found, "model")) | dict(_dotted(saver, "checkpointing"))
+
+
+def _architecture(named: str | None, level: dict[str, Plain]) -> str | None:
+    """The architecture that a config names. A file of weights or settings is none (`model: yolov8n.pt`).
+
+    transformers/configuration_utils.py, `PretrainedConfig.architectures`: the class of the model that was saved.
+    """
+    if named is not None:
+        return None if named.endswith(_FILES) else named
+    classes = level.get("architectures")
+    if not isinstance(classes, list) or not isinstance(level.get("model_type"), str):
+        return None
+    return as_text(classes[0]) if len(classes) == 1 else None
 
 
 def _names_parts(level: dict[str, Plain]) -> bool:
@@ -258,7 +275,7 @@ def _layout_facts(around: Surroundings) -> _Facts:
         "layout",
         {
             "exp_name": experiment_name(around.relative_path, _root_basename(around)),
-            "run_id": run_id(around.relative_path),
+            "run_id": run_id(around.relative_path, _root_basename(around)),
             "hydra_config_path": _hydra_config(around),
             "wandb_run_id": around.wandb_run,
         },

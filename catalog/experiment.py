@@ -12,7 +12,16 @@ import msgspec
 
 from .file_names import FileNameFacts, is_name_fragment, is_stage, parse_file_name, stem_of
 from .roots import DEFAULT_SUFFIXES, open_beneath
-from .run_files import DIRECTORY_CONFIGS, RunFiles, find_run_files, is_file, wandb_files, wandb_run_of
+from .run_files import (
+    DIRECTORY_CONFIGS,
+    MLFLOW_ARTIFACTS,
+    MLRUNS,
+    RunFiles,
+    find_run_files,
+    is_file,
+    wandb_files,
+    wandb_run_of,
+)
 
 __all__ = [
     "Companions",
@@ -40,6 +49,8 @@ FAILURE = b".FAILURE"
 SIDECAR_SUFFIXES = (b".metadata.yaml", b".metadata.json")
 STEM_CONFIGS = (b".config.json", b".config.yaml", b".config.yml", b".resolved.config.json")
 
+# ray/train/_internal/storage.py: `checkpoint_000010`; transformers: `checkpoint-500`
+_NUMBERED_CHECKPOINT = re.compile(rb"checkpoint[-_][0-9]+\Z")
 _CHECKPOINT_DIRECTORIES = frozenset({b"checkpoints", b"checkpoint", b"ckpts", b"ckpt", b"weights"})
 _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 # A link whose target is outside, gone, not a file or not ours to read is no companion; the checkpoint stays readable.
@@ -193,8 +204,11 @@ def run_directory(directory: bytes) -> bytes:
     A directory that is part of a file name (`epoch=3-val/hmean=0.87.ckpt`) is not counted.
     """
     parts = directory.split(b"/") if directory else []
-    while parts and is_name_fragment(parts[-1]):
+    while parts and (is_name_fragment(parts[-1]) or _NUMBERED_CHECKPOINT.match(parts[-1])):
         parts.pop()
+    for index in range(len(parts) - 3):
+        if parts[index] == MLRUNS and parts[index + 3] == MLFLOW_ARTIFACTS:
+            return b"/".join(parts[: index + 3])
     above = [index for index, part in enumerate(parts) if part.lower() in _CHECKPOINT_DIRECTORIES]
     if above and all(is_stage(part) or is_name_fragment(part) for part in parts[above[-1] + 1 :]):
         parts = parts[: above[-1]]
@@ -266,15 +280,24 @@ def scope_of(relative_path: bytes) -> bytes | None:
 _TIME = re.compile(r"[0-9][0-9\-_:.TZ ]*\Z")
 _COUNTER = re.compile(r"(?:version|ver|v|run|trial|job|try|attempt|seed|fold|rank)[-_]?[0-9]+\Z", re.I)
 _RUN = re.compile(r"(?:offline-)?run-.*\Z")
+# ray/tune/experiment/trial.py, `Trial.__str__`: five hexadecimal digits of an id, and a number
+_TRIAL = re.compile(r".*_[0-9a-f]{5}_[0-9]{5}(?:_.*)?\Z")
+# ultralytics/utils/files.py, `increment_path`: runs/<task>/train, train2, train3
+_TASK_RUN = re.compile(r"(?:train|val|exp)[0-9]*\Z")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}\Z", re.I)
 _HEX_LENGTHS = frozenset({7, 8, 10, 12, 16, 20, 24, 32, 40, 64})
 _HEX = re.compile(r"[0-9a-f]+\Z")
 _STAMPED = re.compile(r"[0-9]{8}[-_T]?[0-9]{4,6}[-_]([0-9a-z]+)\Z")
+# timm/train.py: the time comes before the name, `20240101-120000-resnet50-224`
+_STAMPED_NAME = re.compile(r"([0-9]{8}[-_T]?[0-9]{4,6})[-_]([A-Za-z].*)\Z")
 _CONTAINERS = frozenset(
     {
         "outputs",
         "output",
         "multirun",
+        "ray_results",
+        "work_dir",
+        "work_dirs",
         "runs",
         "logs",
         "log",
@@ -307,12 +330,12 @@ def experiment_name(relative_path: bytes, root_basename: bytes = b"") -> str | N
     return name
 
 
-def run_id(relative_path: bytes) -> str | None:
+def run_id(relative_path: bytes, root_basename: bytes = b"") -> str | None:
     """What tells this run from others of the same experiment: the run directories between it and the checkpoints.
 
     `exp/2025-10-11/00-44-42/checkpoints/best.ckpt` → `2025-10-11/00-44-42`; None where there is none.
     """
-    run, _ = _climb(relative_path, b"")
+    run, _ = _climb(relative_path, root_basename)
     return "/".join(run) or None
 
 
@@ -324,15 +347,19 @@ def _climb(relative_path: bytes, root_basename: bytes) -> tuple[list[str], str |
         name = names[index]
         if name.lower() in _CONTAINERS:
             continue
-        if not _is_run_id(name):
-            return ids, name
-        if index or not root_basename:
+        if not _is_run_id(name) and not (_TASK_RUN.match(name) and names[index - 2 : index - 1] == ["runs"]):
+            stamped = _STAMPED_NAME.match(name)
+            return ([stamped.group(1), *ids], stamped.group(2)) if stamped else (ids, name)
+        is_counted_experiment = index and names[index - 1] == "mlruns" and ids
+        if (index or not root_basename) and not is_counted_experiment:
             ids.insert(0, name)
     return ids, None
 
 
 def _is_run_id(name: str) -> bool:
     if "=" in name or _TIME.match(name) or _COUNTER.match(name) or _RUN.match(name) or _UUID.match(name):
+        return True
+    if _TRIAL.match(name):
         return True
     stamped = _STAMPED.match(name)
     return _is_random(stamped.group(1) if stamped else name)

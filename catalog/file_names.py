@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-CHECKPOINT_SUFFIXES = (b".ckpt", b".pt", b".pth", b".safetensors")
+CHECKPOINT_SUFFIXES = (b".ckpt", b".pt", b".pth.tar", b".pth", b".safetensors")
 
 
 class FileNameFacts(msgspec.Struct, frozen=True):

@@ -1,6 +1,8 @@
 """The metrics that Lightning's CSVLogger wrote at one step, found in a log of any size by a bounded look into it."""
 
+import collections
 import csv
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ WINDOW_BYTES = 1 << 20
 PROBE_BYTES = 64 << 10
 HEADER_BYTES = 256 << 10
 MAX_COLUMNS = 4_096
+MAX_ROWS = 200
+"""Of one step; a training writes one for each of its parts."""
 MAX_METRICS = 200
 MAX_NAME = 200
 
@@ -63,7 +67,7 @@ def metrics_at(reader: FileReader, *, step: int | None, epoch: int | None) -> Lo
     if log is None:
         return LoggedMetrics(is_final=reader.size > HEADER_BYTES)
     steps, epochs = log.column(_STEP), log.column(_EPOCH)
-    column, key = (epochs, epoch) if steps is None else (steps, step)
+    column, key = (steps, step) if _STEP in log.header else (epochs, epoch)
     if column is None or key is None:
         return LoggedMetrics()
     rows, last = _rows(log, column, key)
@@ -115,19 +119,19 @@ def _fits(row: Sequence[str], column: int | None, epoch: int | None) -> bool:
 
 def _merged(log: _Log, rows: Sequence[Sequence[str]]) -> dict[str, float]:
     found: dict[str, set[float]] = {}
+    columns = [(name, index) for index, name in enumerate(log.header) if _is_metric(name)]
     for row in rows:
-        for name, cell in zip(log.header, row, strict=True):
-            value = _value(cell)
-            if value is not None and _is_metric(log, name):
+        for name, index in columns:
+            value = _value(row[index])
+            if value is not None:
                 found.setdefault(name, set()).add(value)
-    certain = {name: values.pop() for name, values in found.items() if len(values) == 1}
+    repeated = {name for name, times in collections.Counter(log.header).items() if times > 1}
+    certain = {name: values.pop() for name, values in found.items() if len(values) == 1 and name not in repeated}
     return dict(list(certain.items())[:MAX_METRICS])
 
 
-def _is_metric(log: _Log, name: str) -> bool:
-    if name in ("", _STEP, _EPOCH) or len(name) > MAX_NAME or log.header.count(name) > 1:
-        return False
-    return _NOT_OF_TRAINING.match(name) is None
+def _is_metric(name: str) -> bool:
+    return name not in ("", _STEP, _EPOCH) and len(name) <= MAX_NAME and _NOT_OF_TRAINING.match(name) is None
 
 
 def _value(cell: str) -> float | None:
@@ -164,7 +168,8 @@ def _rows(log: _Log, column: int, key: int) -> tuple[list[list[str]], list[str] 
 def _matching(log: _Log, data: bytes, column: int, key: int) -> list[list[str]]:
     """The whole lines that have the key in a column. What has quotes before it is no row of a logger's."""
     pattern = rb'^(?:[^,"\n]*,){%d}0*%d(?:\.0*)?(?:,[^\n]*)?\r?\n' % (column, key)
-    rows = (_cells(match.group()) for match in re.finditer(pattern, data, re.MULTILINE))
+    matches = list(itertools.islice(re.finditer(pattern, data, re.MULTILINE), MAX_ROWS + 1))
+    rows = [] if len(matches) > MAX_ROWS else [_cells(match.group()) for match in matches]
     return [row for row in rows if row is not None and len(row) == len(log.header)]
 
 

@@ -20,6 +20,7 @@ from .run_files import (
     HYDRA_OVERRIDES,
     HYDRA_SETTINGS,
     METRICS_LOG,
+    MLFLOW_META,
     WANDB_CONFIG,
     WANDB_METADATA,
     WANDB_SUMMARY,
@@ -49,6 +50,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     output_directory: str | None = None
     """Where Hydra let the run write, absolute, on the machine that trained."""
     hparams: Plain = None
+    mlflow_experiment: str | None = None
+    """The name of the experiment in MLflow's file store, which counts them."""
     wandb_config: Plain = None
     wandb_arguments: dict[str, Plain] = {}
     """The command line, as W&B recorded it."""
@@ -114,6 +117,8 @@ def _read_record(name: bytes, fd: int) -> dict[str, Plain]:
         return {"wandb_arguments": read_overrides(arguments)}
     if base == WANDB_CONFIG and os.path.basename(directory) == b"files":
         return {"wandb_config": unwrapped(value)}
+    if base == MLFLOW_META:
+        return {"mlflow_experiment": _mlflow_experiment(value)}
     return {"hparams": value} if base in DIRECTORY_CONFIGS else {}
 
 
@@ -194,6 +199,12 @@ def _scalar(text: str) -> Plain:
 def _mapping(value: dict[str, Plain], name: str) -> dict[str, Plain]:
     inner = value.get(name)
     return inner if isinstance(inner, dict) else {}
+
+
+def _mlflow_experiment(value: Plain) -> str | None:
+    """What the experiment is called; `Default` is what everything is in that was given none."""
+    name = as_text(value.get("name")) if isinstance(value, dict) else None
+    return None if name == "Default" else name
 
 
 # ---- W&B -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import msgspec
 if TYPE_CHECKING:
     from .experiment import Files
 
-DIRECTORY_CONFIGS = (b"config.yaml", b"hparams.yaml")
+DIRECTORY_CONFIGS = (b"config.yaml", b"hparams.yaml", b"args.yaml", b"params.yaml", b"params.json")
+"""Of LightningCLI and others, Lightning's loggers, timm and Ultralytics, DVC, Ray Tune."""
 HYDRA = b".hydra"
 # hydra/core/utils.py, `run_job`: all three are written together, before the job begins
 HYDRA_CONFIG, HYDRA_OVERRIDES, HYDRA_SETTINGS = b"config.yaml", b"overrides.yaml", b"hydra.yaml"
@@ -21,6 +22,9 @@ METRICS_LOG = b"metrics.csv"
 HPARAMS = b"hparams.yaml"
 LOG_DIRECTORIES = (b"lightning_logs", b"csv", b"csv_logs", b"csv_logger")
 """Where a CSVLogger keeps its `version_N` in a run whose checkpoints lie elsewhere: its default, and usual names."""
+
+# mlflow/store/tracking/file_store.py, `FileStore.META_DATA_FILE_NAME`
+MLRUNS, MLFLOW_META, MLFLOW_ARTIFACTS = b"mlruns", b"meta.yaml", b"artifacts"
 
 WANDB = b"wandb"
 # wandb/sdk/lib/filenames.py
@@ -94,6 +98,7 @@ def find_run_files(view: "Files", directory: bytes, runs: Sequence[bytes]) -> Ru
     hparams = _first_file(view, (os.path.join(place, HPARAMS) for place in loggers))
     log = _first_file(view, (os.path.join(place, METRICS_LOG) for place in loggers))
     records = [*(path for path in settings if is_file(view, path)), *([hparams] if hparams != config else []), log]
+    records += [path for path in _mlflow(directory) if is_file(view, path)]
     return RunFiles(
         config=config,
         records=tuple(path for path in records if path is not None),
@@ -136,6 +141,14 @@ def _versions(view: "Files", runs: Sequence[bytes]) -> Iterator[bytes]:
             versions = [name for name in view.names(place) if _VERSION.match(name)]
             if len(versions) == 1:
                 yield os.path.join(place, versions[0])
+
+
+def _mlflow(directory: bytes) -> Iterator[bytes]:
+    """What MLflow's file store says of the experiment: `mlruns/<experiment id>/<run id>/artifacts/…`."""
+    parts = directory.split(b"/")
+    for index in range(len(parts) - 3):
+        if parts[index] == MLRUNS and parts[index + 3] == MLFLOW_ARTIFACTS:
+            yield b"/".join((*parts[: index + 2], MLFLOW_META))
 
 
 def _wandb_runs(view: "Files", place: bytes) -> list[WandbRun]:

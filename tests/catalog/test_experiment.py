@@ -165,10 +165,10 @@ def test_a_directorys_config_costs_a_bounded_number_of_looks(tmp_path: Path) -> 
     with opened(tmp_path) as root_fd:
         view = Counting(root_fd)
         shared_files(view, b"exp/checkpoints")
-        assert view.looks <= 12
+        assert view.looks <= 20
         view.looks = 0
         find_companions(view, b"exp/checkpoints/best.ckpt")
-        assert view.looks <= 22
+        assert view.looks <= 30
 
 
 def test_a_companions_name_leads_back_to_its_checkpoints() -> None:
