@@ -40,6 +40,7 @@ def test_the_readme_names_every_command():
         "docs/guide.md",
         "docs/operations.md",
         "docs/streaming.md",
+        "docs/training.md",
         "docs/troubleshooting.md",
         "CONTRIBUTING.md",
     ],
