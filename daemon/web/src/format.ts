@@ -38,8 +38,10 @@ export function formatMetric(value: number | null | undefined): string {
 
 /** `12500` → `12,500`. */
 export function formatNumber(value: number): string {
-  return value.toLocaleString('en')
+  return GROUPED.format(value)
 }
+
+const GROUPED = new Intl.NumberFormat('en')
 
 const SPANS = [
   ['y', 31_556_952_000],
@@ -60,12 +62,14 @@ export function formatAge(time: string | null, nowMs: number): string {
   return 'now'
 }
 
+/** Made once: to make one takes 50 us, and a table has forty times on the screen. */
+const LOCAL = new Intl.DateTimeFormat('en-CA', { dateStyle: 'short', timeStyle: 'medium', hourCycle: 'h23' })
+
 /** The moment itself, in the reader's zone and in UTC. */
 export function formatMoment(time: string | null): string {
   const at = new Date(time ?? '')
   if (Number.isNaN(at.getTime())) return UNKNOWN
-  const local = at.toLocaleString('en-CA', { dateStyle: 'short', timeStyle: 'medium', hourCycle: 'h23' })
-  return `${local.replace(',', '')} (${at.toISOString()})`
+  return `${LOCAL.format(at).replace(',', '')} (${at.toISOString()})`
 }
 
 /** Seconds until something, whole ones, never negative. */
@@ -76,8 +80,12 @@ export function secondsUntil(atMs: number, nowMs: number): number {
 /** Longest text that goes into a table's cell; the detail panel shows all of it. */
 const MAX_CELL = 300
 
+/** Most text; nothing in it has to be made visible. */
+const PRINTABLE = /^[\x20-\x7e]*$/
+
 /** Text for a cell: visible, and not longer than can be looked at. */
 export function cellText(text: string): string {
+  if (text.length <= MAX_CELL && PRINTABLE.test(text)) return text
   const shown = text.length > MAX_CELL ? `${text.slice(0, MAX_CELL / 2)}…${text.slice(-MAX_CELL / 2)}` : text
   return visible(shown)
 }

@@ -14,7 +14,7 @@ export interface Window {
 }
 
 /** Rows beyond both edges, so that scrolling shows no gap before the next frame. */
-const OVERSCAN = 8
+export const OVERSCAN = 8
 
 export function windowOf(scrollTop: number, viewport: number, count: number, rowHeight: number): Window {
   const ratio = ratioOf(viewport, count, rowHeight)

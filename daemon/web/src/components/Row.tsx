@@ -15,6 +15,7 @@ interface Props {
   /** Pixels from the top of the list. */
   readonly top: number
   readonly isActive: boolean
+  readonly isPointed: boolean
   readonly isSelected: boolean
   /** Its details are shown. */
   readonly isOpen: boolean
@@ -51,7 +52,7 @@ export const Row = memo(function Row(props: Props) {
           // A changed cell is a new element, so that its tint begins anew.
           <div key={isChanged ? `${column.id}@${change.until}` : column.id} role="gridcell" aria-colindex={at + 2}
             class={`cell ${column.isNumeric ? 'numeric' : ''} ${isChanged ? 'changed' : ''}`}>
-            {column.cell(entry, { metric, nowMs, hasExperiment })}
+            {column.cell(entry, { metric, nowMs, hasExperiment, isPointed: props.isPointed })}
           </div>
         )
       })}

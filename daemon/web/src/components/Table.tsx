@@ -10,7 +10,7 @@ import { columnChoices } from '../prefs'
 import { app, connection, openDetail, toggleSelected, update } from '../state'
 import { store } from '../store'
 import { startsDescending } from '../store/ordering'
-import { ratioOf, scrollTo, windowOf } from '../virtual'
+import { OVERSCAN, ratioOf, scrollTo, windowOf } from '../virtual'
 import { announce } from '../announce'
 import { type Column, shownColumns, tracksOf } from './columns'
 import { HeaderRow } from './HeaderRow'
@@ -35,6 +35,7 @@ export function Table({ metric, nowMs, handle }: Props) {
   const [size, setSize] = useState({ width: 1024, height: 600 })
   const [scrollTop, setScrollTop] = useState(0)
   const [isFocused, setFocused] = useState(false)
+  const [pointed, setPointed] = useState(-1)
   const [cursor, setCursor] = useState<Cursor>({ row: 0, column: 0 })
   const activeId = useRef<string | null>(null)
   const topId = useRef<string | null>(null)
@@ -77,6 +78,8 @@ export function Table({ metric, nowMs, handle }: Props) {
   )
 
   const rows = Array.from({ length: end - first }, (_, at) => first + at)
+  // Elements are used again for other rows, in turn: to make and drop them costs most of a frame.
+  const pool = Math.ceil(viewport / rowHeight) + 2 * OVERSCAN + 2
   // The active row is drawn wherever it is: the grid points to it.
   if (cursor.row >= 0 && cursor.row < count && (cursor.row < first || cursor.row >= end)) rows.push(cursor.row)
 
@@ -118,14 +121,16 @@ export function Table({ metric, nowMs, handle }: Props) {
         <div class="lanes" style={{ '--tracks': tracks, minWidth: `${least}px` }} role="presentation">
           <HeaderRow columns={columns} metric={metric} sort={sort} active={isFocused && cursor.row < 0 ? cursor.column : -1}
             onSort={(column) => sortBy(column, metric)} />
-          <div class="rows" style={{ height: `${height}px` }} role="rowgroup">
+          <div class="rows" style={{ height: `${height}px` }} role="rowgroup" onMouseLeave={() => setPointed(-1)}
+            onMouseOver={(event) => setPointed(rowAt(event.target))}>
             {rows.map((index) => {
               const entry = store.at(index)
               if (!entry) return null
               const isGone = store.isGoneAt(index)
               return (
-                <Row key={`${entry.id}${isGone ? '-' : ''}`} entry={entry} index={index} columns={columns} metric={metric}
+                <Row key={index < first || index >= end ? 'active' : index % pool} entry={entry} index={index} columns={columns} metric={metric}
                   nowMs={nowMs} top={offset + (index - first) * rowHeight} isActive={isFocused && index === cursor.row}
+                  isPointed={index === pointed || (isFocused && index === cursor.row)}
                   isSelected={selected.has(entry.id)} isOpen={entry.id === detailId} isGone={isGone}
                   change={store.recentChange(entry.id)} onClick={onClick} onSelect={select} />
               )
@@ -135,6 +140,11 @@ export function Table({ metric, nowMs, handle }: Props) {
       </div>
     </div>
   )
+}
+
+function rowAt(target: EventTarget | null): number {
+  const row = target instanceof Element ? target.closest('[role="row"]') : null
+  return Number(row?.getAttribute('aria-rowindex') ?? 1) - 2
 }
 
 /** The grid is the one stop of the keyboard: a click on what is in it does not take the focus away. */

@@ -17,6 +17,8 @@ export interface CellContext {
   readonly nowMs: number
   /** The experiment has a column of its own. */
   readonly hasExperiment: boolean
+  /** The pointer or the keyboard is at this row. */
+  readonly isPointed: boolean
 }
 
 export interface Column {
@@ -46,7 +48,7 @@ function textColumn(field: TextField, title: string, least: number, isShown: boo
     width: [least, 1],
     isShown,
     isShownNarrow: false,
-    cell: (entry) => <Text value={entry[field]} />,
+    cell: (entry) => textCell(entry[field]),
   }
 }
 
@@ -81,7 +83,7 @@ export const COLUMNS: readonly Column[] = [
     width: [280, 4],
     isShown: true,
     isShownNarrow: true,
-    cell: (entry, { hasExperiment }) => <Name entry={entry} hasExperiment={hasExperiment} />,
+    cell: nameCell,
   },
   textColumn('exp_name', 'Experiment', 120, true),
   textColumn('architecture', 'Architecture', 100, true),
@@ -95,7 +97,7 @@ export const COLUMNS: readonly Column[] = [
     width: [96, 0],
     isShown: true,
     isShownNarrow: true,
-    cell: (entry, { metric }) => <Metric name={metric} value={metric === null ? null : metricOf(entry, metric)} />,
+    cell: (entry, { metric }) => metricCell(metric, metric === null ? null : metricOf(entry, metric)),
   },
   {
     id: 'loss',
@@ -108,7 +110,7 @@ export const COLUMNS: readonly Column[] = [
     isShownNarrow: false,
     cell: (entry) => {
       const loss = lossOf(entry)
-      return <Metric name={loss?.name ?? null} value={loss?.value ?? null} />
+      return metricCell(loss?.name ?? null, loss?.value ?? null)
     },
   },
   numberColumn('size_bytes', 'Size', 80, true, formatBytes),
@@ -134,7 +136,7 @@ export const COLUMNS: readonly Column[] = [
     width: [104, 1],
     isShown: true,
     isShownNarrow: true,
-    cell: (entry) => <HealthCell entry={entry} />,
+    cell: healthCell,
   },
   textColumn('run_id', 'Run', 110, false),
   textColumn('backbone', 'Backbone', 100, false),
@@ -175,19 +177,21 @@ export function tracksOf(columns: readonly Column[], width: number): { tracks: s
   return { tracks: ['36px', ...tracks].join(' '), least: 36 + widths.reduce((sum, [least]) => sum + least, 0) }
 }
 
-function Text({ value }: { value: string | null }) {
+// Functions and not components: a table has four hundred cells on the screen, and draws them anew at each frame.
+
+function textCell(value: string | null) {
   if (value === null) return <span class="muted">{UNKNOWN}</span>
   const text = cellText(value)
   return <span class="clip" title={text}>{text}</span>
 }
 
-function Metric({ name, value }: { name: string | null; value: number | null }) {
+function metricCell(name: string | null, value: number | null) {
   const title = name === null || value === null ? 'not known' : `${cellText(name)} ${value}`
   return <span class={value === null ? 'muted' : ''} title={title}>{formatMetric(value)}</span>
 }
 
 /** What tells checkpoints apart stands first and gives way last; the experiment is here only without its own column. */
-function Name({ entry, hasExperiment }: { entry: Entry; hasExperiment: boolean }) {
+function nameCell(entry: Entry, { hasExperiment, isPointed }: CellContext) {
   const slash = entry.display_name.indexOf('/', (entry.exp_name ?? '').length)
   const [experiment, stem] = [entry.display_name.slice(0, slash), entry.display_name.slice(slash + 1)]
   const [head, tail] = splitPath(entry.path.slice(0, Math.max(0, entry.path.lastIndexOf('/'))))
@@ -201,7 +205,7 @@ function Name({ entry, hasExperiment }: { entry: Entry; hasExperiment: boolean }
         <span class="clip">{cellText(head)}</span>
         <span class="tail">{cellText(tail)}</span>
       </span>
-      <CopyButton text={entry.checkpoint_path} name="copy the path" />
+      {isPointed && <CopyButton text={entry.checkpoint_path} name="copy the path" />}
     </span>
   )
 }
@@ -213,7 +217,7 @@ const HEALTH_LOOKS: Record<Entry['health'], { icon: IconName; kind: string }> = 
   offline: { icon: 'offline', kind: 'warn' },
 }
 
-function HealthCell({ entry }: { entry: Entry }) {
+function healthCell(entry: Entry) {
   const { icon, kind } = HEALTH_LOOKS[entry.health]
   const reasons = entry.findings.filter(({ severity }) => severity !== 'info').map(({ code }) => code)
   const warnings = entry.findings.filter(({ severity }) => severity === 'warning').length
