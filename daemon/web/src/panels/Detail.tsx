@@ -59,7 +59,7 @@ export function Detail({ id, onClose }: { id: string; onClose: () => void }): JS
       onKeyDown={onKeyDown}
     >
       {handle}
-      <Heading entry={entry} id={id} onClose={onClose} />
+      <Heading entry={entry} id={id} isGone={gone !== null} onClose={onClose} />
       {gone ? (
         <GoneNotice gone={gone} />
       ) : entry ? (
@@ -75,8 +75,8 @@ export function Detail({ id, onClose }: { id: string; onClose: () => void }): JS
   )
 }
 
-function Heading(props: { entry: Entry | null; id: string; onClose: () => void }): JSX.Element {
-  const { entry, id } = props
+function Heading(props: { entry: Entry | null; id: string; isGone: boolean; onClose: () => void }): JSX.Element {
+  const { entry, id, isGone } = props
   return (
     <header class="detail-head">
       <div class="detail-title">
@@ -95,10 +95,12 @@ function Heading(props: { entry: Entry | null; id: string; onClose: () => void }
             </code>
             <CopyButton text={entry.checkpoint_path} what="path" />
           </div>
-          <div class="detail-badges">
-            <Badge {...HEALTH_LOOKS[entry.health]} word={entry.health} />
-            {entry.safety !== 'safe' && <Badge {...SAFETY_LOOKS[entry.safety]} word={safetyWord(entry)} />}
-          </div>
+          {!isGone && (
+            <div class="detail-badges">
+              <Badge {...HEALTH_LOOKS[entry.health]} word={entry.health} />
+              {entry.safety !== 'safe' && <Badge {...SAFETY_LOOKS[entry.safety]} word={safetyWord(entry)} />}
+            </div>
+          )}
         </>
       )}
     </header>
@@ -196,11 +198,12 @@ function BothSettings({ detail }: { detail: CheckpointDetail }): JSX.Element {
 function GoneNotice({ gone }: { gone: Gone }): JSX.Element {
   const now = useNow(30_000)
   const moved = gone.moved_to
+  const age = formatAge(gone.deleted_at, now)
   return (
     <div class="panel-body" role="status">
       <p class="notice warn">
         <Badge icon="warning" word="gone" tone="warn" /> <bdi>{visible(clipped(gone.path, 300))}</bdi> was {gone.reason}{' '}
-        <span title={formatMoment(gone.deleted_at)}>{formatAge(gone.deleted_at, now)}</span>.
+        <span title={formatMoment(gone.deleted_at)}>{age === 'now' ? 'just now' : age}</span>.
       </p>
       {moved && (
         <p>

@@ -137,7 +137,7 @@ function drawRow({ row, isOpen, share }: Row): JSX.Element {
         <span class="fold" aria-hidden="true">
           {isOpen === null ? '' : isOpen ? '▾' : '▸'}
         </span>
-        <bdi>{visible(clipped(row.label, 200))}</bdi>
+        <Label text={row.label} />
       </span>
       <span role="gridcell" class="tensor-shape">
         {tensor ? shapeText(tensor.shape) : <span class="muted">{row.kind === 'group' && countText(row.count)}</span>}
@@ -151,6 +151,19 @@ function drawRow({ row, isOpen, share }: Row): JSX.Element {
       </span>
       {/* biome-ignore-end lint/a11y/useFocusableInteractive: the focus stays with the grid */}
     </>
+  )
+}
+
+/** Where there is no room, the beginning of a name gives way: names begin alike and end differently. */
+function Label({ text }: { text: string }): JSX.Element {
+  const shown = visible(clipped(text, 400))
+  const at = shown.lastIndexOf('.', shown.lastIndexOf('.') - 1)
+  const isSplit = at > 0 && shown.length - at < 60
+  return (
+    <bdi class="ends">
+      {isSplit && <span>{shown.slice(0, at)}</span>}
+      <span>{isSplit ? shown.slice(at) : shown}</span>
+    </bdi>
   )
 }
 

@@ -65,9 +65,14 @@ export function groupedRows(
   isOpen: (group: TensorGroup) => boolean,
 ): TensorTreeRow[] {
   const rows: TensorTreeRow[] = []
-  for (const branch of branchesOf(tensors)) addRows(rows, branch, branch.label, 0, sort, isOpen)
+  const tree = trees.get(tensors) ?? branchesOf(tensors)
+  trees.set(tensors, tree)
+  for (const branch of tree) addRows(rows, branch, branch.label, 0, sort, isOpen)
   return rows
 }
+
+/** Opening a group draws new rows of the same tree. */
+const trees = new WeakMap<readonly TensorInfo[], readonly Branch[]>()
 
 /** All groups, outermost first. */
 export function groupsOf(tensors: readonly TensorInfo[]): TensorGroup[] {
