@@ -24,6 +24,7 @@ def stranger(visitor: Visitor) -> Visitor:
     return visitor
 
 
+@pytest.mark.slow
 def test_a_stranger_sees_a_form_with_its_style_and_how_to_get_the_token(daemon: TokenDaemon, stranger: Visitor) -> None:
     page = stranger.open(daemon.url)
     expect(page).to_have_title("Sign in · ckptd")
@@ -46,6 +47,7 @@ def test_the_form_says_that_a_token_is_wrong_and_lets_the_right_one_in_where_it_
     assert "q=best" in page.url
 
 
+@pytest.mark.slow
 def test_the_link_signs_in_for_good_also_when_it_is_followed_from_another_site(
     daemon: TokenDaemon, visitor: Visitor
 ) -> None:
