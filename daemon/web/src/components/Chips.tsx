@@ -16,9 +16,9 @@ export function Chips() {
   const chips = chipsOf(filters)
   if (!chips.length) return null
   return (
-    <ul class="chips" aria-label="filters">
+    <ul class="filter-chips" aria-label="filters">
       {chips.map(({ name, value, without }) => (
-        <li key={`${name} ${value}`} class="chip">
+        <li key={`${name} ${value}`} class="filter-chip">
           <span class="clip" title={visible(value)}><span class="muted">{visible(name)}</span> {visible(value)}</span>
           <button type="button" class="button plain icon" aria-label={`remove the filter ${visible(name)} ${visible(value)}`}
             onClick={() => setFilters(without)}>

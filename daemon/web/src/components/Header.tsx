@@ -7,6 +7,7 @@ import { formatNumber } from '../format'
 import { useApp } from '../hooks'
 import { openHealth, setFilters, showTable, update } from '../state'
 import { store } from '../store'
+import { isFiltered } from '../store/filters'
 import { parseSearch } from '../store/search'
 import { visible } from '../visible'
 import { FilterMenu } from './FilterMenu'
@@ -73,10 +74,11 @@ hmean>0.8  epoch:10..20  size<10MB  modified>2025-10-11
 /** "12,500 of 100,000". */
 function Count() {
   useStore()
+  const filtered = useApp((state) => isFiltered(state.filters))
   const [length, total] = [store.length, store.total]
   return (
-    <span class="count numeric" title={length === total ? 'all checkpoints' : 'checkpoints that match, of all'}>
-      {length < total ? `${formatNumber(length)} of ${formatNumber(total)}` : formatNumber(total)}
+    <span class="count numeric" title={filtered ? 'checkpoints that match, of all' : 'all checkpoints'}>
+      {filtered ? `${formatNumber(length)} of ${formatNumber(total)}` : formatNumber(total)}
     </span>
   )
 }

@@ -28,7 +28,7 @@ export function Loading() {
   const total = expected === null ? null : Math.max(expected, received)
   return (
     <div class="loading">
-      <div class={`bar ${total === null ? 'unknown' : ''}`} role="progressbar" aria-label="loading checkpoints" aria-valuemin={0}
+      <div class={`track ${total === null ? 'unknown' : ''}`} role="progressbar" aria-label="loading checkpoints" aria-valuemin={0}
         aria-valuemax={total ?? undefined} aria-valuenow={total === null ? undefined : received}>
         <div class="done" style={{ width: `${total ? (100 * received) / total : 0}%` }} />
       </div>

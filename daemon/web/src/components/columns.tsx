@@ -80,12 +80,12 @@ export const COLUMNS: readonly Column[] = [
     sortBy: () => 'display_name',
     fields: () => ['display_name'],
     isNumeric: false,
-    width: [280, 4],
+    width: [280, 3],
     isShown: true,
     isShownNarrow: true,
     cell: nameCell,
   },
-  textColumn('exp_name', 'Experiment', 120, true),
+  textColumn('exp_name', 'Experiment', 150, true),
   textColumn('architecture', 'Architecture', 100, true),
   numberColumn('epoch', 'Epoch', 64, true, plain),
   {
@@ -133,7 +133,7 @@ export const COLUMNS: readonly Column[] = [
     sortBy: () => 'health',
     fields: () => ['health', 'safety', 'verified'],
     isNumeric: false,
-    width: [104, 1],
+    width: [150, 0],
     isShown: true,
     isShownNarrow: true,
     cell: healthCell,
@@ -171,7 +171,7 @@ export function shownColumns(choices: readonly ColumnChoice[], width: number): r
 export function tracksOf(columns: readonly Column[], width: number): { tracks: string; least: number } {
   const widths = columns.map(({ id, width: [least, share] }) => {
     if (width >= NARROW) return [least, share] as const
-    return id === 'display_name' ? ([120, 1] as const) : ([least, 0] as const)
+    return id === 'display_name' ? ([120, 1] as const) : ([Math.min(least, 100), 0] as const)
   })
   const tracks = widths.map(([least, share]) => (share ? `minmax(${least}px, ${share}fr)` : `${least}px`))
   return { tracks: ['36px', ...tracks].join(' '), least: 36 + widths.reduce((sum, [least]) => sum + least, 0) }
@@ -201,7 +201,7 @@ function nameCell(entry: Entry, { hasExperiment, isPointed }: CellContext) {
         {!hasExperiment && experiment !== '' && <span class="clip muted">{cellText(experiment)}/</span>}
         <span class="clip">{cellText(stem)}</span>
       </span>
-      <span class="path muted" title={cellText(entry.checkpoint_path)}>
+      <span class="folder muted" title={cellText(entry.checkpoint_path)}>
         <span class="clip">{cellText(head)}</span>
         <span class="tail">{cellText(tail)}</span>
       </span>
@@ -223,12 +223,12 @@ function healthCell(entry: Entry) {
   const warnings = entry.findings.filter(({ severity }) => severity === 'warning').length
   const title = [`${entry.health}, verified: ${entry.verified}, safety: ${entry.safety}`, ...reasons].join('\n')
   return (
-    <button type="button" class="health" tabIndex={-1} title={title} onClick={(event) => {
+    <button type="button" class="health-cell" tabIndex={-1} title={title} onClick={(event) => {
       event.stopPropagation()
       openDetail(entry.id)
     }}>
-      <span class={`badge ${kind}`}><Icon name={icon} size={12} />{entry.health}</span>
       {entry.safety === 'unsafe' && <span class="badge invalid"><Icon name="warning" size={12} />unsafe</span>}
+      <span class={`badge ${kind}`}><Icon name={icon} size={12} />{entry.health}</span>
       {entry.safety !== 'unsafe' && entry.health === 'valid' && warnings > 0 && (
         <span class="badge warn"><Icon name="warning" size={12} />{warnings === 1 ? 'warning' : `${warnings} warnings`}</span>
       )}
