@@ -53,8 +53,8 @@ export function AddColumn({ ids }: { ids: readonly string[] }): JSX.Element | nu
         onKeyDown={onKeyDown}
         onBlur={() => setQuery('')}
       />
-      {/* biome-ignore-start lint/a11y/useFocusableInteractive: the focus stays in the box */}
-      {/* biome-ignore-start lint/a11y/useKeyWithClickEvents: the box has the keys */}
+      {/* the focus stays in the box */}
+      {/* the box has the keys */}
       <div id={listId} role="listbox" aria-label="checkpoints found" hidden={offered.length === 0}>
         {offered.map((entry, place) => (
           <div
@@ -72,8 +72,6 @@ export function AddColumn({ ids }: { ids: readonly string[] }): JSX.Element | nu
           </div>
         ))}
       </div>
-      {/* biome-ignore-end lint/a11y/useKeyWithClickEvents: the box has the keys */}
-      {/* biome-ignore-end lint/a11y/useFocusableInteractive: the focus stays in the box */}
     </span>
   )
 }

@@ -59,7 +59,6 @@ export function Compare({ ids }: { ids: readonly string[] }): JSX.Element {
           </p>
         )
       ) : (
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, also by keys
         <div class="compare-body" role="region" aria-label="comparison" tabIndex={0}>
           <Verdict comparison={comparison} />
           <Table comparison={comparison} differencesOnly={differencesOnly} />
@@ -256,7 +255,6 @@ function Row({ row, isMetric }: { row: Attribute; isMetric: boolean }): JSX.Elem
         const text = cellText(row, at)
         const isBest = row.best.includes(at)
         return (
-          // biome-ignore lint/suspicious/noArrayIndexKey: a column is its place
           <td key={at} class={isBest ? 'best' : typeof value === 'number' ? 'numeric' : ''}>
             {isBest && (
               <>
@@ -290,7 +288,6 @@ function Exports({ ids }: { ids: readonly string[] }): JSX.Element {
     }
   }
   return (
-    // biome-ignore lint/a11y/useSemanticElements: it is no form
     <span class="exports" role="group" aria-label="export">
       {(Object.keys(EXPORTS) as ExportFormat[]).map((format) => (
         <a

@@ -196,7 +196,7 @@ function List(props: {
 function drawRow({ row }: Row): JSX.Element {
   return (
     <div class="compare-tensor-row" role="presentation">
-      {/* biome-ignore-start lint/a11y/useFocusableInteractive: the focus stays with the grid */}
+      {/* the focus stays with the grid */}
       <span role="gridcell" title={visible(clipped(row.name, 400))}>
         <bdi>{visible(clipped(row.name, 200))}</bdi>
       </span>
@@ -204,7 +204,6 @@ function drawRow({ row }: Row): JSX.Element {
         const change = at === 0 ? null : CHANGES[row.changes[at - 1] ?? 'absent']
         const isNews = at > 0 && !['same', 'absent'].includes(row.changes[at - 1] ?? 'same')
         return (
-          // biome-ignore lint/suspicious/noArrayIndexKey: a column is its place
           <span role="gridcell" key={at} class={isNews ? 'changed' : ''}>
             {change && (
               <span class="mark">
@@ -218,7 +217,6 @@ function drawRow({ row }: Row): JSX.Element {
           </span>
         )
       })}
-      {/* biome-ignore-end lint/a11y/useFocusableInteractive: the focus stays with the grid */}
     </div>
   )
 }

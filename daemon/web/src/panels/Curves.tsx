@@ -108,7 +108,7 @@ function usePlot(props: Props, setHovered: (position: number | null) => void): R
   const { history, scaling, currentId } = props
   // The rows change while a training writes; the plot is drawn anew only when what it shows does.
   const drawn = JSON.stringify([history, scaling, currentId])
-  // biome-ignore lint/correctness/useExhaustiveDependencies: `drawn` is all of them
+  // `drawn` is all of them
   useEffect(() => {
     const element = host.current
     if (!element || history.xs.length === 0) return

@@ -49,7 +49,7 @@ export function Detail({ id, onClose }: { id: string; onClose: () => void }): JS
     onClose()
   }
   return (
-    // biome-ignore lint/a11y/noNoninteractiveElementInteractions: Escape closes it wherever the focus is
+    // Escape closes it wherever the focus is
     <aside
       ref={panel}
       class="detail"
@@ -131,7 +131,6 @@ function Tabs(props: TabsProps): JSX.Element {
   }
   return (
     <>
-      {/* biome-ignore lint/a11y/useFocusableInteractive: its tabs have the focus */}
       <div ref={list} class="tabs" role="tablist" aria-label="parts of the details" onKeyDown={onKeyDown}>
         {TABS.map(([name, title]) => (
           <button
@@ -148,7 +147,7 @@ function Tabs(props: TabsProps): JSX.Element {
           </button>
         ))}
       </div>
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, also by keys */}
+      {/* it scrolls, also by keys */}
       <div id="detail-body" class={`panel-body tab-${tab}`} role="tabpanel" aria-labelledby={`detail-tab-${tab}`} tabIndex={0}>
         {props.loaded.error && <Failure error={props.loaded.error} onRetry={props.loaded.reload} />}
         <TabBody tab={tab} entry={props.entry} detail={props.detail} />

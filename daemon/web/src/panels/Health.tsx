@@ -10,7 +10,20 @@ import { showFiltered } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
 import { HEALTHS, type Health as CheckpointHealth, SAFETIES, type Severity } from '../wire'
-import { Badge, CopyButton, Failure, HEALTH_LOOKS, SAFETY_LOOKS, Section, SEVERITY_LOOKS, Text, useHeartbeat, useNow, useRequest } from './parts'
+import { percent, preciseAge } from './figures'
+import {
+  Badge,
+  CopyButton,
+  Failure,
+  HEALTH_LOOKS,
+  SAFETY_LOOKS,
+  Section,
+  SEVERITY_LOOKS,
+  Text,
+  useHeartbeat,
+  useNow,
+  useRequest,
+} from './parts'
 import { Rebuild } from './Rebuild'
 
 const REFRESH_MS = 5_000
@@ -22,7 +35,6 @@ export function Health(): JSX.Element {
   const now = useNow(1_000)
   const health = loaded.value
   return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, also by keys
     <div class="health" role="region" aria-label="health of the catalog" tabIndex={0}>
       {loaded.error && <Failure error={loaded.error} onRetry={loaded.reload} />}
       {health === null ? (
@@ -412,17 +424,4 @@ function useTicks(): number {
     return () => clearInterval(timer)
   }, [])
   return ticks
-}
-
-/** Below two minutes in seconds: a sweep is at most some seconds old. */
-function preciseAge(time: string, now: number): string {
-  const seconds = Math.max(0, Math.round((now - Date.parse(time)) / 1_000))
-  return seconds < 120 ? `${seconds} s ago` : formatAge(time, now)
-}
-
-function percent(part: number, whole: number): string {
-  const share = whole > 0 ? (100 * part) / whole : 0
-  // Not quite all is never 100 %, and not quite none never 0.
-  const shown = share > 0 && share < 1 ? '< 1' : share < 100 && share > 99 ? '> 99' : String(Math.round(share))
-  return `${shown} %`
 }

@@ -29,7 +29,6 @@ export function Help({ onClose }: { onClose: () => void }): JSX.Element {
     return () => element?.close()
   }, [])
   return (
-    // biome-ignore lint/a11y/useKeyWithClickEvents: Escape closes it
     <dialog
       ref={dialog}
       class="dialog help"

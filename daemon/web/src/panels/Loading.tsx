@@ -33,7 +33,7 @@ function Code({ snippet }: { snippet: Snippet }): JSX.Element {
         <h3>{title}</h3>
         <CopyButton text={code} what={`${title} snippet`} label="copy" />
       </header>
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls sideways, also by keys */}
+      {/* it scrolls sideways, also by keys */}
       <pre tabIndex={0} role="region" aria-label={`${title}, ${language}`}>
         <code>{code}</code>
       </pre>

@@ -337,7 +337,7 @@ const FEW_SIBLINGS = 12
 function Siblings({ entry }: { entry: Entry }): JSX.Element | null {
   const [isWhole, setWhole] = useState(false)
   const changes = useStoreChanges()
-  // biome-ignore lint/correctness/useExhaustiveDependencies: `changes` stands for all rows of the store
+  // `changes` stands for all rows of the store
   const run = useMemo(() => ofRun(ofExperiment(store.all(), entry), entry), [entry, changes])
   if (run.length < 2) return null
   const place = run.findIndex(({ id }) => id === entry.id)

@@ -132,7 +132,7 @@ function drawRow({ row, isOpen, share }: Row): JSX.Element {
   const tensor = row.kind === 'tensor' ? row.tensor : null
   return (
     <>
-      {/* biome-ignore-start lint/a11y/useFocusableInteractive: the focus stays with the grid */}
+      {/* the focus stays with the grid */}
       <span role="gridcell" class="tensor-name">
         <span class="fold" aria-hidden="true">
           {isOpen === null ? '' : isOpen ? '▾' : '▸'}
@@ -149,7 +149,6 @@ function drawRow({ row, isOpen, share }: Row): JSX.Element {
         {tensor && <span class="bar" aria-hidden="true" style={{ width: `${Math.max(share * 100, 1)}%` }} />}
         <span>{formatBytes(row.nbytes)}</span>
       </span>
-      {/* biome-ignore-end lint/a11y/useFocusableInteractive: the focus stays with the grid */}
     </>
   )
 }

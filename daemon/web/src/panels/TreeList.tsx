@@ -76,7 +76,6 @@ export function TreeList<T extends ListRow>(props: Props<T>): JSX.Element {
         aria-activedescendant={at >= first && at < end ? `${prefix}-${at}` : undefined}
         aria-rowcount={role === 'treegrid' ? rows.length : undefined}
         aria-colcount={role === 'treegrid' ? props.columns : undefined}
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: trees are operated
         tabIndex={0}
         onKeyDown={onKeyDown}
         onFocus={() => at < 0 && rows[0] && props.onCurrent(rows[0])}
@@ -84,8 +83,7 @@ export function TreeList<T extends ListRow>(props: Props<T>): JSX.Element {
       >
         <div role="presentation" class="tree-space" style={{ height: `${height}px` }}>
           {rows.slice(first, end).map((row, place) => (
-            // biome-ignore lint/a11y/useFocusableInteractive: the focus stays with the tree
-            // biome-ignore lint/a11y/useKeyWithClickEvents: the tree has the keys
+            // the focus stays with the tree
             <div
               key={row.id}
               id={`${prefix}-${first + place}`}

@@ -125,14 +125,17 @@ export function useRequest<T>(
   const [isLoading, setLoading] = useState(true)
   const latest = useRef(request)
   latest.current = request
-  // biome-ignore lint/correctness/useExhaustiveDependencies: `attempt` and `version` ask anew
+  // `attempt` and `version` ask anew
   useEffect(() => {
     if (identity === null) return
     const controller = new AbortController()
     setLoading(true)
     latest
       .current(controller.signal)
-      .then((value) => setAnswer({ identity, value, error: null }))
+      .then((value) => {
+        // An answer may be in just before the next question is asked.
+        if (!controller.signal.aborted) setAnswer({ identity, value, error: null })
+      })
       .catch((error: unknown) => {
         if (controller.signal.aborted || isAbort(error)) return
         const shown = error instanceof Error ? error : new Error(String(error))

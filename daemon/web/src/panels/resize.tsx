@@ -33,7 +33,7 @@ export function useResize(panel: { current: HTMLElement | null }): { width: numb
     change(wanted)
   }
   const handle = (
-    // biome-ignore lint/a11y/useSemanticElements: a separator that moves has no element of its own
+    // a separator that moves has no element of its own
     <div
       class="detail-handle"
       role="separator"
