@@ -45,6 +45,8 @@ ATTEMPTS = 3
 
 Describe = Callable[[DescribeRequest, OpenedFiles], Awaitable[Description]]
 Done = Callable[[Target, Description], None]
+Until = Callable[[], Awaitable[None]]
+"""Returns when the work is to end at once."""
 More = Callable[[], Awaitable[bool]]
 """Asked before more files are taken in hand; False ends the work after those that are."""
 
@@ -60,6 +62,7 @@ def describe_all(
     in_process: bool = False,
     propose_repairs: bool = False,
     more: More | None = None,
+    until: Until | None = None,
 ) -> None:
     """Describe each target; `done` is called in the order of `targets`.
 
@@ -75,6 +78,7 @@ def describe_all(
         in_process: without worker processes; a hostile file can then take the command down.
         propose_repairs: say what is wrong with the sidecars that others wrote.
         more: asked before each handful of files in the pool; by default all are described.
+        until: ends the work at once, what is in hand as well; nobody is told of that.
 
     Raises:
         CommandError: no worker can be started, or torch is missing for level `weights`.
@@ -87,7 +91,7 @@ def describe_all(
         propose_repairs=propose_repairs,
     )
     try:
-        anyio.run(_describe_all, targets, done, settings, one, in_process, more or _always)
+        anyio.run(_describe_all, targets, done, settings, one, in_process, more or _always, until)
     except (ZygoteError, TorchMissing) as error:
         raise CommandError(str(error), ENVIRONMENT) from error
     except BaseExceptionGroup as group:
@@ -96,7 +100,13 @@ def describe_all(
 
 
 async def _describe_all(
-    targets: Sequence[Target], done: Done, settings: Settings, one: "_One", in_process: bool, more: More
+    targets: Sequence[Target],
+    done: Done,
+    settings: Settings,
+    one: "_One",
+    in_process: bool,
+    more: More,
+    until: Until | None,
 ) -> None:
     if in_process:
         for target in targets:
@@ -126,9 +136,18 @@ async def _describe_all(
                     for position, (target, opening) in enumerate(zip(handful, openings, strict=True), start):
                         tasks.start_soon(describe, position, target, opening)
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(_handfuls_at_once(workers)):
-                tasks.start_soon(work)
+        async with anyio.create_task_group() as end:
+            if until is not None:
+                end.start_soon(_cancel_after, until, end.cancel_scope)
+            async with anyio.create_task_group() as tasks:
+                for _ in range(_handfuls_at_once(workers)):
+                    tasks.start_soon(work)
+            end.cancel_scope.cancel()
+
+
+async def _cancel_after(until: Until, scope: anyio.CancelScope) -> None:
+    await until()
+    scope.cancel()
 
 
 async def _always() -> bool:

@@ -1,12 +1,17 @@
 """Interrupts: Ctrl-C and SIGTERM end a long job after what is in hand; the second one ends it at once."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from typing import Self
 
+import anyio
+
+_POLL_S = 0.02
 _AT_ONCE_S = 2.0
 """What hangs on a dead disk gets so long to put its things in order."""
 
@@ -24,11 +29,26 @@ class Interrupts:
         """The signal that came first."""
         self.at_once = False
         """A second one came."""
+        self._raises = True
 
     @property
     def exit_code(self) -> int:
         """128 + the signal, as shells report it; 0 without one."""
         return 0 if self.received is None else 128 + self.received
+
+    @contextlib.contextmanager
+    def asked(self) -> Iterator[None]:
+        """While the context lasts, a second signal raises nothing: whoever runs an event loop waits for it instead."""
+        self._raises = False
+        try:
+            yield
+        finally:
+            self._raises = True
+
+    async def second(self) -> None:
+        """Wait for the second signal."""
+        while not self.at_once:  # noqa: ASYNC110 - a signal handler may set no event of the loop that it interrupts
+            await anyio.sleep(_POLL_S)
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -52,4 +72,5 @@ class Interrupts:
         timer = threading.Timer(_AT_ONCE_S, os._exit, (self.exit_code,))
         timer.daemon = True
         timer.start()
-        raise KeyboardInterrupt
+        if self._raises:
+            raise KeyboardInterrupt

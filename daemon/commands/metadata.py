@@ -17,7 +17,7 @@ from ckptd.catalog.sidecar import clean_leftovers, render
 
 from ..settings import Settings, SidecarName
 from .current import is_current
-from .describing import describe_all
+from .describing import Done, More, describe_all
 from .exits import ENVIRONMENT, FINE, FOUND
 from .flags import add_setting_flags, settings_from
 from .interrupts import Interrupts
@@ -179,7 +179,7 @@ class _Run:
             return self._interrupts.received is None and not writers.failed
 
         try:
-            describe_all(targets, done, self._settings, trust_sidecar=True, propose_repairs=True, more=more)
+            self._describe_all(targets, done, more)
             writers.close()
         except BaseException:
             writers.abandon(_ABANDON_S)
@@ -201,8 +201,22 @@ class _Run:
         async def more() -> bool:
             return self._interrupts.received is None
 
-        describe_all(targets, done, self._settings, trust_sidecar=True, propose_repairs=True, more=more)
+        self._describe_all(targets, done, more)
         self._report.estimate(len(targets), time.perf_counter() - began, self._written_per_s())
+
+    def _describe_all(self, targets: Sequence[Target], done: Done, more: More) -> None:
+        with self._interrupts.asked():
+            describe_all(
+                targets,
+                done,
+                self._settings,
+                trust_sidecar=True,
+                propose_repairs=True,
+                more=more,
+                until=self._interrupts.second,
+            )
+        if self._interrupts.at_once:
+            raise KeyboardInterrupt
 
     def _written_per_s(self) -> float | None:
         if not self._sample:
