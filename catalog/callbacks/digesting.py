@@ -60,6 +60,8 @@ class DigestingFile(io.RawIOBase):
         self._is_stream = True
         self._small = bytearray()
         self._helper: ThreadPoolExecutor | None = None
+        self.failure: OSError | None = None
+        """Why the disk refused. `torch.save`, which goes on to write its directory then, raises something else."""
 
     def writable(self) -> bool:
         """It is."""
@@ -125,6 +127,13 @@ class DigestingFile(io.RawIOBase):
         super().close()
 
     def _put(self, data: memoryview | bytes) -> None:
+        try:
+            self._put_and_digest(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def _put_and_digest(self, data: memoryview | bytes) -> None:
         if not self._is_stream or len(data) < ALONGSIDE_BYTES:
             _write_all(self._fd, data)
             if self._is_stream:
@@ -164,7 +173,7 @@ def written_whole(path: str, *, durable: bool = True) -> Iterator[tuple[Digestin
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory_fd)
         try:
-            with contextlib.closing(DigestingFile(fd)) as file:
+            with contextlib.closing(DigestingFile(fd)) as file, _refusals_of(file, path):
                 yield file, results
                 digest = file.finish()
             _keep_mode(fd, directory_fd, name)
@@ -182,6 +191,17 @@ def written_whole(path: str, *, durable: bool = True) -> Iterator[tuple[Digestin
                 os.fsync(directory_fd)
     finally:
         os.close(directory_fd)
+
+
+@contextlib.contextmanager
+def _refusals_of(file: DigestingFile, path: str) -> Iterator[None]:
+    """Have what the disk said reach the caller, whatever the writer made of it."""
+    try:
+        yield
+    except Exception as error:
+        if file.failure is None:
+            raise
+        raise OSError(file.failure.errno, file.failure.strerror, path) from error
 
 
 def remembered_digest(identity: FileIdentity) -> str | None:

@@ -90,8 +90,8 @@ class MetadataCallback(TrainerCallback):
             metrics=_metrics_of(state),
             read_digest=self.digest,
         )
-        self._forget_deleted(os.path.dirname(path))
         self.writer.submit(path, facts)
+        self._forget_deleted(os.path.dirname(path))
 
     def _known(self, args: Any, state: Any) -> dict[str, Plain]:
         monitor, mode = _monitor_of(args)

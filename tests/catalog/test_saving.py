@@ -1,6 +1,5 @@
 """save_with_metadata and describe: any loop's checkpoints, whole, with their digest and their sidecar."""
 
-import errno
 import logging
 import os
 import pathlib
@@ -24,6 +23,7 @@ from ckptd.validators import Level, inspect_checkpoint
 from ckptd.validators.checks.checksum import digest_file
 from ckptd.validators.formats.torch_zip import Source
 from ckptd.validators.reader import FileReader
+from tests.daemon.real_mounts import mount, tmpfs
 
 
 @pytest.fixture(autouse=True)
@@ -202,21 +202,31 @@ def test_a_save_that_fails_leaves_what_was_there_and_nothing_else(tmp_path: path
     assert names(tmp_path) == ["last.ckpt", "last.ckpt.metadata.yaml"]
 
 
-def test_a_full_disk_fails_the_save_and_leaves_what_was_there(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.root
+def test_a_full_disk_fails_the_save_and_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
+    with tmpfs(tmp_path):
+        mount("-o", "remount,size=2m", str(tmp_path))
+        path = tmp_path / "last.ckpt"
+        save_with_metadata(weights(), path)
+        before = path.read_bytes()
+        with pytest.raises(OSError, match=r"No space left on device: .*/last\.ckpt"):
+            save_with_metadata(weights(1500), path)
+        assert path.read_bytes() == before
+        assert names(tmp_path) == ["last.ckpt", "last.ckpt.metadata.yaml"]
+
+
+@pytest.mark.root
+def test_a_disk_that_has_room_for_the_checkpoint_alone_keeps_it(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "last.ckpt"
-    save_with_metadata(weights(), path)
-    before = path.read_bytes()
-
-    def full(fd: int, data: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("ckptd.catalog.callbacks.digesting.os.write", full)
-    with pytest.raises((OSError, RuntimeError)):
-        save_with_metadata(weights(1500), path)
-    assert path.read_bytes() == before
-    assert names(tmp_path) == ["last.ckpt", "last.ckpt.metadata.yaml"]
+    with tmpfs(tmp_path):
+        mount("-o", "remount,nr_inodes=2", str(tmp_path))  # the directory's own, and one
+        for name in ("a.ckpt", "b.ckpt"):
+            assert save_with_metadata(weights(), tmp_path / name).metadata is None
+            assert names(tmp_path) == [name]
+            (tmp_path / name).unlink()
+    assert len(caplog.records) == 1
+    assert "No space left" in caplog.text
 
 
 def test_a_persons_metadata_is_left_alone_with_one_warning(
