@@ -300,14 +300,14 @@ function Exports({ ids }: { ids: readonly string[] }): JSX.Element {
         </a>
       ))}
       <button type="button" class="button" title="copy as Markdown, for a report or an issue" onClick={() => void copyMarkdown()}>
-        <Icon name="copy" size={12} /> Markdown
+        <Icon name="copy" size={12} /> copy Markdown
       </button>
       <button
         type="button"
         class="button"
         onClick={() => void copyText(location.href).then((isCopied) => announce(isCopied ? 'link copied' : 'not copied'))}
       >
-        <Icon name="copy" size={12} /> link
+        <Icon name="copy" size={12} /> copy link
       </button>
       {error && <Failure error={error} />}
     </span>

@@ -140,13 +140,19 @@ function specOf(
       scale: scaling === 'own' ? `y${at}` : 'y',
     })),
     marked: place === null ? null : (history.xs[place] ?? null),
-    format: formatMetric,
+    format: tickText,
     onHover,
     onPick: (position, line) => {
       const id = history.lines[line]?.ids[position]
       if (id) onOpen(id)
     },
   }
+}
+
+/** Of an axis: no zeros that say nothing. */
+function tickText(value: number): string {
+  const text = formatMetric(value)
+  return text.includes('e') || !text.includes('.') ? text : text.replace(/\.?0+$/, '')
 }
 
 function placeOf(history: History, id: string | null): number | null {

@@ -115,7 +115,7 @@ function Historical(props: { entry: Entry; rows: readonly Entry[]; primary: stri
     <>
       <div class="tool-row">
         <label>
-          of{' '}
+          history of{' '}
           <select class="input" value={scope} onChange={(event) => setScope(event.currentTarget.value as 'run' | 'experiment')}>
             <option value="run">this run</option>
             <option value="experiment">all runs ({formatNumber(byRun.runs)})</option>
@@ -137,6 +137,8 @@ function Historical(props: { entry: Entry; rows: readonly Entry[]; primary: stri
         {names.slice(0, 40).map((name) => (
           <label key={name} class="chip">
             <input
+              // One that becomes another kind of box forgets that it is ticked.
+              key={scope}
               type={scope === 'run' ? 'checkbox' : 'radio'}
               name={`metric-of-${entry.id}`}
               checked={scope === 'run' ? metrics.includes(name) : name === metric}

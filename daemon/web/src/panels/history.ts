@@ -33,7 +33,10 @@ export const MAX_LINES = 4
 export function ofExperiment<T extends Point>(rows: Iterable<T>, entry: Point): T[] {
   const own = entry.exp_name
   const directory = directoryOf(entry)
-  return [...rows].filter((row) => (own === null ? directoryOf(row) === directory && row.exp_name === null : row.exp_name === own))
+  const found: T[] = []
+  for (const row of rows)
+    if (row.exp_name === own && (own !== null || directoryOf(row) === directory)) found.push(row)
+  return found
 }
 
 /** The checkpoints of the same run, oldest first, links left out but for the one that is asked about. */
