@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.service.daemons import Daemon
+from tests.service.daemons import Daemon, eventually
 from tests.service.token_daemons import TokenDaemon
 from tests.web.browser import LOST_CONNECTION, Visitor
 from tests.web.on_page import expect_count, expect_live, names, row, rows, search
@@ -167,7 +167,7 @@ def test_a_page_that_shall_not_listen_fetches_the_list_and_does_so_again_when_as
         expect(rows(page)).to_have_count(3)
         assert not [path for path in visitor.requests if path.endswith("/events")]
         save(outputs / "exp" / "later.ckpt", checkpoint(9, hmean=0.5, val_loss=0.5, seed=8))
-        daemon.wait_complete()
+        eventually(lambda: len(daemon.entries()) == 4, "it is listed")
         page.get_by_role("button", name="fetch again").click()
         expect(row(page, "later")).to_be_visible()
 

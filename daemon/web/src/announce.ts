@@ -27,7 +27,7 @@ export function announceAll(store: RowStore): void {
       told = quarter
     }
     if (now === status) return
-    if (now === 'live' && status === 'loading') announce(`${formatNumber(store.total)} checkpoints, live`)
+    if (now === 'live' && status === 'loading') announce(`${formatNumber(received)} checkpoints, live`) // the store shows them a moment later
     if (now === 'live' && status === 'waiting') announce('connected again')
     if (now === 'waiting') announce('the connection is lost, what is shown may be out of date')
     if (now === 'signed-out') announce('you are signed out')
