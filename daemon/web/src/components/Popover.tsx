@@ -43,7 +43,6 @@ export function Popover({ label, name, class: className = 'button', align = 'sta
     close()
   }
   return (
-    // biome-ignore lint/a11y/noStaticElementInteractions: Esc is heard here for all that is inside
     <div class="popover-root" ref={root} onKeyDown={closeByKey}>
       <button type="button" class={className} ref={button} aria-expanded={isOpen} aria-controls={isOpen ? id : undefined}
         aria-haspopup="dialog" aria-label={name} title={name} onClick={() => setOpen(!isOpen)}>

@@ -31,13 +31,9 @@ export const Row = memo(function Row(props: Props) {
   const hasExperiment = columns.some(({ id }) => id === 'exp_name')
   const isNew = change?.fields.has('*') ?? false
   return (
-    // biome-ignore lint/a11y/useKeyWithClickEvents: keys are heard by the grid, which has the focus
-    // biome-ignore lint/a11y/useFocusableInteractive: the grid has the focus and points to its active row
     <div id={`row-${entry.id}`} role="row" aria-rowindex={index + 2} aria-selected={isSelected}
       class={`row ${look.filter(Boolean).join(' ')} ${isNew ? 'changed' : ''}`}
       style={{ transform: `translateY(${props.top}px)` }} onClick={(event) => props.onClick(event, index)}>
-      {/* biome-ignore lint/a11y/useKeyWithClickEvents: as above */}
-      {/* biome-ignore lint/a11y/useFocusableInteractive: as above */}
       <div role="gridcell" class="cell tick" aria-colindex={1} onClick={(event) => event.stopPropagation()}>
         <input type="checkbox" tabIndex={-1} checked={isSelected} disabled={isGone}
           aria-label={`select ${cellText(entry.display_name)}`}

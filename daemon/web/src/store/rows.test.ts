@@ -255,8 +255,11 @@ test('only what changed a moment ago is told as changed, and nothing of a snapsh
   store.upsert([entryOf('a', { metrics: { hmean: 0.6 }, revision: 2 })])
   clock.wind(FLUSH_MS)
   expect([...(store.recentChange('a')?.fields ?? [])]).toEqual(['metrics.hmean'])
+  let drawn = 0
+  store.onChange(() => drawn++)
   clock.wind(1_000)
   expect(store.recentChange('a')).toBeUndefined()
+  expect(drawn).toBe(1) // its row is drawn once more, without the tint
 })
 
 test('listeners of a row hear of it alone', () => {

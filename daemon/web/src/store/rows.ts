@@ -38,6 +38,11 @@ const SORT_STEP_MS = 12
 /** How long a row that is gone is still shown, faded. */
 export const FADE_MS = 800
 
+/** How long what changed is told as changed. */
+const TINT_MS = 1_000
+/** Rows of which that is remembered: more than a screen holds, however many change at once. */
+const MAX_RECENT = 2_000
+
 /** Flags of a slot. */
 const PLACED = 1
 const GONE = 2
@@ -81,6 +86,7 @@ export class RowStore {
   private queue: Change[] = []
   private isScheduled = false
   private isFading = false
+  private isTinting = false
   private flushedAt = -Infinity
   private dirty: number[] = []
   private fading: { slot: number; until: number }[] = []
@@ -386,8 +392,20 @@ export class RowStore {
     this.count(entry, 1)
     if (isSnapshot || this.isInSnapshot) return
     const fields = changedFields(entry, old)
-    if (fields.size) this.recent.set(entry.id, { fields, until: this.clock.now() + 1_000 })
-    if (this.recent.size > 2_000) this.forgetRecent()
+    if (!fields.size) return
+    this.recent.set(entry.id, { fields, until: this.clock.now() + TINT_MS })
+    if (this.recent.size > MAX_RECENT) this.forgetRecent()
+    if (!this.isTinting) {
+      this.isTinting = true
+      this.clock.after(TINT_MS, () => this.endTint())
+    }
+  }
+
+  private endTint(): void {
+    this.forgetRecent()
+    this.isTinting = this.recent.size > 0
+    if (this.isTinting) this.clock.after(TINT_MS / 4, () => this.endTint())
+    this.notify({ isAsked: false })
   }
 
   private count(entry: Entry, change: 1 | -1): void {
@@ -397,7 +415,7 @@ export class RowStore {
 
   private forgetRecent(): void {
     const now = this.clock.now()
-    for (const [id, change] of this.recent) if (change.until <= now || this.recent.size > 2_000) this.recent.delete(id)
+    for (const [id, change] of this.recent) if (change.until <= now || this.recent.size > MAX_RECENT) this.recent.delete(id)
   }
 
   private shared(entry: Entry): Entry {

@@ -26,7 +26,6 @@ type Bounds = readonly [low: number, high: number]
 const MAX_TERMS = 32
 const TOKEN = /-?(?:[^\s"]*"[^"]*"\S*|\S+)/g
 const OPERATOR = /^([^\s:<>="*]*[\p{L}_][^\s:<>="*]*)(>=|<=|[<>=:])(.*)$/su
-// biome-ignore lint/suspicious/noControlCharactersInRegex: what is asked is whether all are ASCII
 const ASCII = /^[\x00-\x7f]*$/
 
 /** Text as it is compared: composed, and without case. */
