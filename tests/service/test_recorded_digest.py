@@ -9,7 +9,6 @@ from ckptd.catalog.callbacks.saving import save_with_metadata
 from tests.catalog.verified_files import flip
 from tests.service.daemons import Daemon, eventually
 
-
 pytestmark = pytest.mark.timeout(300)
 DEADLINE_S = 120.0
 
