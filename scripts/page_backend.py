@@ -1,7 +1,8 @@
 """Build backend (PEP 517): setuptools, and before it the page, built by npm from its lock file where it is stale.
 
 `python scripts/page_backend.py` does the page's part alone: exit status 0 when it is current, 3 when it cannot be
-built; with `--requires` it prints what pip would have to install first.
+built; `requires` prints what pip would have to install first, and `npm …` runs npm on the page, with whichever Node
+builds it.
 """
 
 import contextlib
@@ -253,12 +254,11 @@ def _fits(node: str) -> bool:
 
 
 def _run(command: list[str], node: str) -> None:
-    path = os.pathsep.join([os.path.dirname(node), os.environ.get("PATH", os.defpath)])
     try:
         done = subprocess.run(
             command,
             cwd=WEB,
-            env=os.environ | {"PATH": path},
+            env=_environment(node),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -279,6 +279,11 @@ def _run(command: list[str], node: str) -> None:
         )
 
 
+def _environment(node: str) -> dict[str, str]:
+    """What npm starts finds the same Node."""
+    return os.environ | {"PATH": os.pathsep.join([os.path.dirname(node), os.environ.get("PATH", os.defpath)])}
+
+
 def _build_page_or_exit() -> None:
     try:
         build_page()
@@ -288,10 +293,14 @@ def _build_page_or_exit() -> None:
 
 def main() -> int:
     """See the module."""
-    if "--requires" in sys.argv[1:]:
+    arguments = sys.argv[1:]
+    if arguments == ["requires"]:
         print("\n".join(page_requires()))
         return 0
     try:
+        if arguments[:1] == ["npm"]:
+            node, npm = _node_and_npm()
+            return subprocess.run([*npm, *arguments[1:]], cwd=WEB, env=_environment(node), check=False).returncode
         build_page()
     except PageBuildError as error:
         print(f"ckptd: {error}", file=sys.stderr)

@@ -47,7 +47,7 @@ install_timm() {
 # The page, where its sources are newer than what was built from them; which of them, page_backend.py says.
 ensure_page() {
   local needed
-  needed="$("$venv/bin/python" "$repo/scripts/page_backend.py" --requires)" || exit 3
+  needed="$("$venv/bin/python" "$repo/scripts/page_backend.py" requires)" || exit 3
   if [ -n "$needed" ]; then
     say "installing $needed"
     "$venv/bin/pip" install -qq "$needed" || die "$needed: pip could not install it; CKPTD_PAGE=skip does without the page"
