@@ -71,11 +71,11 @@ async def tell_status(notifier: Notifier, line: Callable[[], str], *, every_s: f
         return
     told = ""
     while True:
+        await anyio.sleep(every_s)  # first of all: what `ready` said is news enough, and the first sweep has not ended
         now = line()
         if now != told:
             notifier.status(now)
             told = now
-        await anyio.sleep(every_s)
 
 
 def status_line(status: Status, listeners: int, url: str) -> str:

@@ -207,6 +207,7 @@ class _Watch:
             self._state.last_error = "network filesystem: no events, it is scanned on a timer"
             self.tell(everything=True)
             return await self._guard(glance)
+        await self._wait_for_answers(glance)
         stop = _Stop(partial(anyio.from_thread.run_sync, self._started))
         async with anyio.create_task_group() as group:
             group.start_soon(self._receive_events, stop)
@@ -230,6 +231,16 @@ class _Watch:
                     self.tell(everything=True)
                     told = True
             await anyio.sleep(TICK_S)
+
+    async def _wait_for_answers(self, glance: _Glance) -> None:
+        """Wait until every filesystem beneath the root answers.
+
+        watchfiles walks the tree while it holds the interpreter's lock: one that hangs would hang the whole process.
+        """
+        for directory in (b"", *(directory for directory, _ in glance.mounts)):
+            path = os.path.join(self._root.path, directory)
+            self._state.last_error = f"waiting for the filesystem at {os.fsdecode(path)} to answer"
+            await anyio.to_thread.run_sync(_ask, path, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
 
     async def _glance(self) -> _Glance:
         return await anyio.to_thread.run_sync(
@@ -401,6 +412,12 @@ def _glance_at(path: bytes) -> _Glance:
         raise NotADirectoryError(os.fsdecode(path))
     devices = tuple(sorted((directory, mount.device) for directory, mount in beneath.items()))
     return _Glance(status.st_dev, status.st_ino, devices, polled)
+
+
+def _ask(directory: bytes) -> None:
+    """Return once the filesystem says what is in a directory, or that it cannot."""
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        next(entries, None)
 
 
 def _alive_s() -> float:

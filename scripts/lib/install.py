@@ -104,6 +104,10 @@ class Installer:
             return ""
         return run(*command, tolerate=tolerate)
 
+    def is_active(self, unit: str) -> bool:
+        """Whether a unit is active, as far as this machine has units."""
+        return not self.dry_run and run("systemctl", "is-active", unit, tolerate=True).strip() == "active"
+
     def tell(self, what: str, which: str) -> None:
         """One line for each step."""
         print(f"{_WOULD[what] if self.dry_run else what} {which}", flush=True)
@@ -157,6 +161,8 @@ class Installer:
         self.run("systemctl", "enable", "--quiet", *units)
         if not start:
             return
+        if setup.socket is not None and not self.is_active(setup.socket):
+            self.run("systemctl", "stop", setup.service)  # it may hold the port itself
         # The socket first, and never restarted for a new version: it is what keeps the connections.
         for unit in units:
             is_service = unit == setup.service

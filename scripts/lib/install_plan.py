@@ -88,6 +88,9 @@ def drop_in_text(setup: Setup, roots: Sequence[str], interpreter: str) -> str:
     ]
     lines += [f"SupplementaryGroups={setup.group}"] if setup.group is not None else []
     lines += dict.fromkeys(line for root in roots for line in _access(root, setup))
+    if any("Bind" in line for line in lines):
+        # ProtectHome=tmpfs of systemd 252 leaves these writable for everybody, and executable.
+        lines += ["ProtectHome=tmpfs", "TemporaryFileSystem=/home:ro /root:ro /run/user:ro"]
     if not interpreter.startswith(("/usr/lib/", f"{setup.prefix}/")):
         library = os.path.join(os.path.dirname(os.path.dirname(interpreter)), "lib")
         lines.append(f"ExecPaths={optional(interpreter)} {optional(library)}")
@@ -98,8 +101,10 @@ def _access(root: str, setup: Setup) -> Iterator[str]:
     if _is_within(root, _HIDDEN):
         if setup.owner is None or not _is_within(root, (f"/home/{setup.owner}",)):
             yield f"{'BindReadOnlyPaths' if setup.read_only else 'BindPaths'}={optional(root)}"
+            yield f"NoExecPaths={optional(root)}"
     elif not setup.read_only and not _is_within(root, ("/data", "/srv")):
         yield f"ReadWritePaths={optional(writable_place(root))}"
+        yield f"NoExecPaths={optional(writable_place(root))}"
 
 
 def writable_place(root: str) -> str:
