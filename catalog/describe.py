@@ -355,6 +355,7 @@ def _assemble(
         provenance=derived.provenance,
         run_id=derived.run_id,
         sidecar=status,
+        outdated=status is SidecarStatus.OURS and believed is None and _is_outdated(chosen, derived.metadata),
         sidecar_identities=tuple(sidecar.identity for sidecar in sidecars),
         config_identity=config.identity,
         settled_logs=run.settled_logs,
@@ -390,6 +391,14 @@ def _repairs(
                     SidecarRepair(name=path, identity=sidecar.identity, status=status, changes=changes, data=data)
                 )
     return tuple(repairs)
+
+
+def _is_outdated(parsed: ParsedMetadata | None, known: CheckpointMetadata) -> bool:
+    """Whether a sidecar of ours says something else than what is known now. A copy has another path and time."""
+    if parsed is None:
+        return False
+    ours = msgspec.structs.replace(parsed.metadata, checkpoint_path=None, created_at=None, source=Source())
+    return ours != msgspec.structs.replace(known, checkpoint_path=None, created_at=None, source=Source())
 
 
 def _status(sidecar: _Sidecar, size_bytes: int, archive_id: str | None) -> SidecarStatus:

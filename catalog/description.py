@@ -234,6 +234,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     modification time)."""
     run_id: str | None = None
     sidecar: SidecarStatus = SidecarStatus.NONE
+    outdated: bool = False
+    """The sidecar is ours and fits the file, but more, or something else, has become known since it was written."""
     sidecar_identities: tuple[FileIdentity, ...] = ()
     config_identity: FileIdentity | None = None
     settled_logs: tuple[bool, ...] = ()

@@ -396,7 +396,7 @@ class Pipeline:
                 known = self._catalog.get(key.id)
                 seen = _Seen(sight, known, await anyio.to_thread.run_sync(self._recall, key, sight, known))
         if verdict is Verdict.WHOLE:
-            self._sidecars.consider(key.root, record, description.sidecar)
+            self._sidecars.consider(key.root, record, description.sidecar, outdated=description.outdated)
 
     def _is_news(self, key: Key) -> bool:
         now = anyio.current_time()

@@ -51,6 +51,7 @@ RETRY_FAILED_S = 60.0
 """After a full disk or an I/O error, or where something else has the sidecar's name."""
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_LACKING = frozenset({MetadataSource.NONE, MetadataSource.STATE})
 _REPLACED = frozenset({"metadata.missing", "metadata.stale", "metadata.unwritable"})
 
 
@@ -58,6 +59,8 @@ class _Wanted(NamedTuple):
     root: Root
     id: CheckpointId
     file: FileIdentity
+    outdated: bool = False
+    """There is one of ours, and more has become known since."""
 
 
 _Place = tuple[Root, bytes]
@@ -142,13 +145,13 @@ class SidecarWriter:
         self._unwritable = dict.fromkeys(self._unwritable, -math.inf)
         self._wake.set()
 
-    def consider(self, root: Root, record: Record, sidecar: SidecarStatus) -> None:
-        """Write a sidecar for a published checkpoint later, if it needs one."""
+    def consider(self, root: Root, record: Record, sidecar: SidecarStatus, *, outdated: bool = False) -> None:
+        """Write a sidecar for a published checkpoint later, if it needs one: there is none, or ours is out of date."""
         entry = record.entry
-        replaceable = sidecar in (SidecarStatus.NONE, SidecarStatus.STALE_OURS)
+        replaceable = outdated or sidecar in (SidecarStatus.NONE, SidecarStatus.STALE_OURS)
         if entry.health is not Health.VALID or entry.alias_of is not None or not replaceable:
             return
-        self._schedule(_Wanted(root, entry.id, record.identities.file), self._delay_s)
+        self._schedule(_Wanted(root, entry.id, record.identities.file, outdated), self._delay_s)
 
     async def consider_known(self, roots: Sequence[Root]) -> None:
         """At start: take up again what an earlier run did not get to."""
@@ -338,7 +341,7 @@ class SidecarWriter:
                 sidecar_path(path, long_name=self._long_name),
                 render(metadata, description.user),
                 like=status,
-                replace_ours=description.sidecar is SidecarStatus.STALE_OURS,
+                replace_ours=description.outdated or description.sidecar is SidecarStatus.STALE_OURS,
             )
         finally:
             os.close(root_fd)
@@ -349,6 +352,7 @@ class SidecarWriter:
                 metadata=metadata,
                 findings=findings,
                 sidecar=SidecarStatus.OURS,
+                outdated=False,
                 sidecar_identities=(written,),
             ),
             written,
@@ -422,7 +426,8 @@ def _still_wanted(record: Record, wanted: _Wanted) -> bool:
     return (
         record.identities.file == wanted.file
         and record.entry.health is Health.VALID
-        and record.entry.metadata_source in (MetadataSource.NONE, MetadataSource.STATE)
+        and (record.entry.metadata_source in _LACKING or wanted.outdated)
+        and record.entry.metadata_source is not MetadataSource.SIDECAR
     )
 
 
