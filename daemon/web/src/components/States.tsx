@@ -4,6 +4,7 @@ import { useEffect, useState } from 'preact/hooks'
 
 import type { Feed } from '../feed'
 import { formatNumber, secondsUntil } from '../format'
+import { loadingInWords } from './Status'
 import { useApp, useObservable } from '../hooks'
 import { connection, NO_FILTERS, update } from '../state'
 import { store } from '../store'
@@ -14,7 +15,7 @@ import { filtersInWords } from './Chips'
 import { CopyButton } from './CopyButton'
 import { useStore } from './useStore'
 
-/** A thin bar with numbers, while a snapshot comes in. */
+/** A thin bar while a snapshot comes in; its numbers stand beside the word in the header. */
 export function Loading() {
   const { status, received, expected } = useObservable(connection, (value) => value)
   const [isSlow, setSlow] = useState(false)
@@ -29,14 +30,12 @@ export function Loading() {
   return (
     <div class="loading">
       <div class={`track ${total === null ? 'unknown' : ''}`} role="progressbar" aria-label="loading checkpoints" aria-valuemin={0}
-        aria-valuemax={total ?? undefined} aria-valuenow={total === null ? undefined : received}>
+        aria-valuemax={total ?? undefined} aria-valuenow={total === null ? undefined : received}
+        aria-valuetext={loadingInWords(received, expected)}>
         <div class="done" style={{ width: `${total ? (100 * received) / total : 0}%` }} />
       </div>
-      <span class="numbers numeric">
-        {total === null ? `${formatNumber(received)} loaded` : `${formatNumber(received)} of ${formatNumber(total)}`}
-      </span>
       {isSlow && waits && (
-        <span class="muted">ckptd has not answered yet. A browser opens six connections to one host: close other windows of this page.</span>
+        <span class="slow muted">ckptd has not answered yet. A browser opens six connections to one host: close other windows of this page.</span>
       )}
     </div>
   )

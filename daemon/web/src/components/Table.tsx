@@ -24,6 +24,9 @@ export interface TableHandle {
   readonly focus: () => void
 }
 
+/** How far the table was scrolled when it was last on the screen. */
+let leftAt = 0
+
 interface Props {
   readonly metric: string | null
   readonly nowMs: number
@@ -58,12 +61,19 @@ export function Table({ metric, nowMs, handle }: Props) {
     if (!element) return
     const observer = new ResizeObserver(() => setSize({ width: element.clientWidth, height: element.clientHeight }))
     observer.observe(element)
+    element.scrollTop = leftAt // whoever comes back from another view finds the table as it was
     return () => observer.disconnect()
   }, [])
 
   useEffect(() => {
     store.held = isLive && (scrollTop > 0 || isFocused)
   }, [isLive, scrollTop > 0, isFocused])
+  useEffect(
+    () => () => {
+      store.held = false // nobody looks
+    },
+    [],
+  )
 
   useEffect(
     () =>
@@ -116,7 +126,7 @@ export function Table({ metric, nowMs, handle }: Props) {
       <div class="scroller" ref={scroller} role="grid" tabIndex={0} aria-label="checkpoints"
         aria-rowcount={count + 1} aria-colcount={columns.length + 1} aria-multiselectable="true"
         aria-activedescendant={activeElement(cursor, columns, count)}
-        onScroll={(event) => setScrollTop(event.currentTarget.scrollTop)}
+        onScroll={(event) => setScrollTop((leftAt = event.currentTarget.scrollTop))}
         onMouseDown={keepFocus} onFocus={() => setFocused(true)} onBlur={() => setFocused(false)}>
         <div class="lanes" style={{ '--tracks': tracks, minWidth: `${least}px` }} role="presentation">
           <HeaderRow columns={columns} metric={metric} sort={sort} active={isFocused && cursor.row < 0 ? cursor.column : -1}

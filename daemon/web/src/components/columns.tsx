@@ -171,7 +171,7 @@ export function shownColumns(choices: readonly ColumnChoice[], width: number): r
 export function tracksOf(columns: readonly Column[], width: number): { tracks: string; least: number } {
   const widths = columns.map(({ id, width: [least, share] }) => {
     if (width >= NARROW) return [least, share] as const
-    return id === 'display_name' ? ([120, 1] as const) : ([Math.min(least, 100), 0] as const)
+    return id === 'display_name' ? ([120, 1] as const) : ([Math.min(least, 84), 0] as const)
   })
   const tracks = widths.map(([least, share]) => (share ? `minmax(${least}px, ${share}fr)` : `${least}px`))
   return { tracks: ['36px', ...tracks].join(' '), least: 36 + widths.reduce((sum, [least]) => sum + least, 0) }
