@@ -26,7 +26,7 @@ class MetadataCallback(TrainerCallback):
 
     `on_save` is called when the directory is complete on the process that calls; where other processes still write
     their shards, the metadata waits for them. Where `save_total_limit` deletes a checkpoint, its metadata goes with it.
-    The work is done in a thread of its own, on world process zero; what goes wrong is one warning.
+    The work is done off the training thread, on world process zero; what goes wrong is one warning.
 
     The metrics are those that `state.log_history` has of the step that was saved: an evaluation that ran at another
     step was of other weights. Durations, speeds and the learning rate are no metrics of a checkpoint.
@@ -74,7 +74,7 @@ class MetadataCallback(TrainerCallback):
         """The last checkpoints were deleted; wait for the metadata of those that are left."""
         if state.is_world_process_zero:
             self.guard(self._forget_deleted, os.path.abspath(args.output_dir))
-            self.writer.flush(self.flush_timeout_s)
+            self.writer.close(self.flush_timeout_s)
 
     # ---- inside --------------------------------------------------------------------------------------------
 
