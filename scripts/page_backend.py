@@ -94,6 +94,11 @@ if build_meta is not None:
 class BuildPy(build_py):  # type: ignore[misc]
     """Leaves the page out where that was asked for, also when a built one lies there."""
 
+    def build_package_data(self) -> None:
+        """See setuptools. What an earlier build left in build/ would be packed, too: files of older pages."""
+        shutil.rmtree(os.path.join(self.build_lib, "ckptd", "daemon", "web"), ignore_errors=True)
+        super().build_package_data()
+
     def find_data_files(self, package: str, src_dir: str) -> list[str]:
         """See setuptools."""
         files = super().find_data_files(package, src_dir)
