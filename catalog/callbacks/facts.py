@@ -152,6 +152,8 @@ def _read_digest(description: Description, facts: TrainingFacts) -> str | None:
 
 def plain_number(value: Any) -> float | None:
     """A metric as a finite number; None for what is none. A tensor on a device is waited for."""
+    if value is None:
+        return None
     item = getattr(value, "item", None)
     try:
         number = float(item() if callable(item) else value)

@@ -160,7 +160,7 @@ class _Observer:
                 last = getattr(saver, "last_model_path", None)
                 if last and os.path.islink(last):
                     writer.forget(last)  # a link now, and perhaps a file with metadata before
-        writer.flush(self._callback.flush_timeout_s)
+        writer.close(self._callback.flush_timeout_s)
 
     # ---- facts ---------------------------------------------------------------------------------------------
 

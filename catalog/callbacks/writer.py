@@ -1,8 +1,7 @@
-"""SidecarWriter: describes checkpoints in a thread of its own, so that saving them costs the training nothing."""
+"""SidecarWriter: has checkpoints described by a process beside the training, so that saving them costs it nothing."""
 
 import atexit
 import contextlib
-import errno
 import logging
 import os
 import threading
@@ -12,8 +11,12 @@ import weakref
 import msgspec
 
 from ckptd.validators.inspection import FileIdentity
+from ckptd.validators.reader import identity_of
 
-from .facts import NotWritten, NotYet, Style, TrainingFacts, remove_facts, write_facts
+from .digesting import remembered_digest
+from .facts import Style, TrainingFacts, plain_number
+from .helper import Outcome, Task
+from .helper_process import Helper
 
 log = logging.getLogger("ckptd.callbacks")
 
@@ -105,7 +108,7 @@ class SidecarWriter:
         return done
 
     def close(self, timeout_s: float = FLUSH_S) -> bool:
-        """Flush, then end the thread. A later `submit` starts it again.
+        """Flush, then end the thread and the process that it keeps. A later `submit` starts them again.
 
         Returns:
             As `flush`.
@@ -117,6 +120,8 @@ class SidecarWriter:
             thread = self._thread
         if done and thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
+        if done:
+            self._helper.close()
         return done
 
     def __getstate__(self) -> dict[str, object]:
@@ -136,6 +141,7 @@ class SidecarWriter:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._warned: set[tuple[str, str]] = set()
+        self._helper = Helper()
 
     def _check_process(self) -> None:
         """After a fork the thread is gone and its lock may be held for ever; the jobs are the parent's."""
@@ -194,25 +200,20 @@ class SidecarWriter:
         """Do one job; False if it is to be tried again."""
         directory = os.path.dirname(job.path)
         try:
-            if job.facts is None:
-                remove_facts(job.path)
-            else:
-                write_facts(job.path, job.facts, self._style, previous=job.previous)
-        except NotYet as problem:
+            outcome = self._helper.carry_out(_task_of(job, self._style))
+        except Exception as error:  # noqa: BLE001
+            # The rim: whatever this is, the training goes on.
+            outcome = Outcome(kind=type(error).__name__, message=f"no metadata was written for {job.path}: {error!r}")
+        if outcome.not_yet is not None:
             if self._is_superseded(job):
                 return True
             if time.monotonic() < job.give_up_at:
                 job.due_at = time.monotonic() + job.wait_s
                 job.wait_s = min(2 * job.wait_s, _RETRY_S[1])
                 return False
-            self._warn(directory, "late", f"no metadata was written for a save: {problem}")
-        except NotWritten as problem:
-            self._warn(directory, problem.kind, str(problem))
-        except OSError as error:
-            self._warn(directory, errno.errorcode.get(error.errno or 0, "error"), _refusal(job, error))
-        except Exception as error:  # noqa: BLE001
-            # The rim: whatever this is, the training goes on.
-            self._warn(directory, type(error).__name__, f"no metadata was written for {job.path}: {error!r}")
+            outcome = Outcome(kind="late", message=f"no metadata was written for a save: {outcome.not_yet}")
+        if outcome.kind is not None:
+            self._warn(directory, outcome.kind, outcome.message)
         return True
 
     def _is_superseded(self, job: _Job) -> bool:
@@ -222,12 +223,27 @@ class SidecarWriter:
     def _warn(self, directory: str, kind: str, message: str) -> None:
         if (directory, kind) not in self._warned:
             self._warned.add((directory, kind))
-            log.warning("%s (told once for this directory)", message)
+            log.warning("%s; the training goes on (told once for this directory)", message)
 
 
-def _refusal(job: _Job, error: OSError) -> str:
-    what = "the metadata of a deleted checkpoint was not removed" if job.facts is None else "no metadata was written"
-    return f"{what}: {job.path}: {error.strerror}; the training goes on, ckptd describes what is missing"
+def _task_of(job: _Job, style: Style) -> Task:
+    """The job as another process can do it: metrics are numbers, and digests that only this process knows are named."""
+    if job.facts is None:
+        return Task(path=job.path, style=style)
+    metrics = {name: plain_number(value) for name, value in job.facts.metrics.items()}
+    facts = msgspec.structs.replace(job.facts, metrics=metrics)
+    if facts.digest is None and not facts.read_digest:
+        facts = _with_remembered_digest(job.path, facts)
+    return Task(path=job.path, style=style, facts=facts, previous=job.previous)
+
+
+def _with_remembered_digest(path: str, facts: TrainingFacts) -> TrainingFacts:
+    try:
+        identity = identity_of(os.stat(path))
+    except OSError:
+        return facts
+    digest = remembered_digest(identity)
+    return facts if digest is None else msgspec.structs.replace(facts, digest=digest, saved=facts.saved or identity)
 
 
 _living: "weakref.WeakSet[SidecarWriter]" = weakref.WeakSet()
