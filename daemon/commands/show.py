@@ -22,6 +22,16 @@ _TOP = (
     *("created_at", "metadata_source", "config_path", "content_id", "alias_of", "lightning_version", "revision"),
 )
 
+_FIELDS = {
+    "epoch": "training.epoch",
+    "global_step": "training.global_step",
+    "architecture": "model.architecture",
+    "backbone": "model.encoder.model_name",
+    "monitor": "checkpointing.monitor",
+    "monitor_mode": "checkpointing.mode",
+}
+"""Field of an entry → of the metadata, under which `provenance` has it."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which one."""
@@ -61,7 +71,7 @@ def _print_detail(detail: CheckpointDetail) -> None:
     if detail.n_parameters is not None:
         rows.append(("parameters", output.count(detail.n_parameters)))
         rows += [(f"parameters.{part}", output.count(n)) for part, n in detail.parameters_by_part.items()]
-    output.print_table(("field", "value"), rows)
+    output.print_table(("field", "value", "from"), ((*row, _origin(detail, row[0])) for row in rows))
     if detail.recognized:
         output.print_table(("part", "recognised as", "confidence", "by"), map(_recognized, detail.recognized))
     for found in detail.findings:
@@ -73,6 +83,15 @@ def _print_settings(detail: CheckpointDetail) -> None:
         rows = [(name, _shown(setting)) for name, setting in flatten(value).items()]
         if rows:
             output.print_table((title, "value"), rows)
+
+
+def _origin(detail: CheckpointDetail, field: str) -> str:
+    """Where a value came from; nothing for what ckptd measured itself."""
+    name = field.removeprefix("metrics.")
+    for key in (_FIELDS.get(field, field), f"metrics.{name}", f"metrics.additional_metrics.{name}"):
+        if key in detail.provenance:
+            return detail.provenance[key]
+    return ""
 
 
 def _recognized(part: Recognition) -> tuple[object, ...]:

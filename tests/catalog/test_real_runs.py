@@ -140,3 +140,25 @@ def test_the_jobs_of_a_multirun_are_told_apart(tmp_path: Path) -> None:
     assert [each.metadata.exp_name for each in known] == ["swept", "swept"]
     assert [each.run_id for each in known] == ["/".join(path.relative_to(tmp_path).parts[1:4]) for path in paths]
     assert [each.config["lr"] for each in known] == [0.1, 0.2]
+
+
+def test_a_transformers_directory_names_its_architecture_and_the_metrics_of_its_step(tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    from tests.catalog.transformers_runs import trainer
+
+    logged: dict[int, float] = {}
+
+    class Noting(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+            logged[state.global_step] = metrics["eval_loss"]
+
+    trainer(tmp_path / "my_exp", Noting()).train()
+    assert sorted(logged) == [2, 4]
+    for step, loss in logged.items():
+        description = described(tmp_path / f"my_exp/checkpoint-{step}", tmp_path)
+        metadata, origin = description.metadata, description.provenance
+        assert (metadata.exp_name, metadata.training.global_step) == ("my_exp", step)
+        assert metadata.model.architecture == "BertForSequenceClassification"
+        assert metadata.metrics.validation_loss == pytest.approx(loss)
+        assert {origin["model.architecture"], origin["metrics.validation_loss"]} == {"checkpoint"}

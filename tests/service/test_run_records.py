@@ -1,7 +1,10 @@
 """A running daemon and what trainings write beside their checkpoints while they run."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from tests.catalog.metadata_files import save
 from tests.catalog.run_trees import csv_log, hydra, lightning, lightning_rows
-from tests.service.daemons import Daemon, eventually
+from tests.service.daemons import DEADLINE_S, Daemon, eventually
 
 ROWS = lightning_rows(64, per_epoch=8)
 DESCRIBED = "ckptd_describe_duration_seconds_count"
@@ -74,6 +77,16 @@ def test_metrics_that_are_logged_later_arrive_and_a_growing_log_costs_no_more_de
         assert detail["provenance"]["metrics.validation_loss"] == "metrics_csv"
         sidecar = root / f"{PATH}.metadata.yaml"
         eventually(lambda: sidecar.exists() and "hmean: 0.015" in sidecar.read_text(), "the sidecar says so too")
+        shown = subprocess.run(
+            [sys.executable, "-m", "ckptd.daemon.cli", "show", entry["id"]],
+            env=os.environ | {"CKPTD_URL": daemon.url},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        origins = {line.split()[0]: line.split()[1:] for line in shown.stdout.splitlines() if line.strip()}
+        assert origins["metrics.validation_loss"] == ["15.5", "metrics_csv"], shown.stderr
+        assert origins["run_id"] == ["version_0", "layout"]
         append(log, later[:1])
         swept(daemon)
         swept(daemon)
