@@ -31,12 +31,13 @@ bench: ## measure against the budgets
 	scripts/bench build $(ARGS)
 	scripts/bench live $(ARGS)
 	scripts/bench validate $(ARGS)
+	scripts/bench metadata $(ARGS)
 	scripts/bench faults $(ARGS)
 
-checkpoint-metadata: $(CKPTD) ## write the missing .metadata.yaml files under ROOTS
+checkpoint-metadata: $(CKPTD) ## write the missing .metadata.yaml files under ROOTS (ARGS="--repair --remove-orphans")
 	$(CKPTD) metadata $(ROOTS) $(ARGS)
 
-checkpoint-metadata-dry-run: $(CKPTD) ## say which would be written
+checkpoint-metadata-dry-run: $(CKPTD) ## count them, say what would be done and how long it takes
 	$(CKPTD) metadata $(ROOTS) --dry-run $(ARGS)
 
 checkpoint-index-rebuild: $(CKPTD) ## write .checkpoint_index.json anew
