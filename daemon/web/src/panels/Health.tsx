@@ -3,7 +3,7 @@
 import type { ComponentChildren, JSX } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
 
-import type { CatalogHealth, RootStatus, VerifierStatus } from '../answers'
+import type { CatalogHealth, VerifierStatus } from '../answers'
 import { fetchHealth } from '../api'
 import { formatAge, formatBytes, formatMoment, formatNumber } from '../format'
 import { showFiltered } from '../state'
@@ -13,7 +13,6 @@ import { HEALTHS, type Health as CheckpointHealth, SAFETIES, type Severity } fro
 import { percent, preciseAge } from './figures'
 import {
   Badge,
-  CopyButton,
   Failure,
   HEALTH_LOOKS,
   SAFETY_LOOKS,
@@ -25,6 +24,8 @@ import {
   useRequest,
 } from './parts'
 import { Rebuild } from './Rebuild'
+import { Roots } from './Roots'
+import { Stack } from './Stack'
 
 const REFRESH_MS = 5_000
 
@@ -97,38 +98,6 @@ function Summary({ health, now }: { health: CatalogHealth; now: number }): JSX.E
       </div>
       <Rebuild />
     </header>
-  )
-}
-
-/** Parts of a whole as one bar, each a button that shows its checkpoints. */
-function Stack(props: {
-  parts: readonly { name: string; count: number; look: string; onClick?: () => void; label?: ComponentChildren }[]
-}): JSX.Element {
-  const parts = props.parts.filter(({ count }) => count > 0)
-  const total = parts.reduce((sum, { count }) => sum + count, 0)
-  return (
-    <>
-      <div class="stack" aria-hidden="true">
-        {parts.map(({ name, count, look }) => (
-          <span key={name} class={look} style={{ flexGrow: count }} />
-        ))}
-      </div>
-      <ul class="legend">
-        {parts.map(({ name, count, look, onClick, label }) => (
-          <li key={name}>
-            <span class={`swatch ${look}`} aria-hidden="true" />{' '}
-            {onClick ? (
-              <button type="button" class="button link" onClick={onClick}>
-                {label ?? name}
-              </button>
-            ) : (
-              (label ?? name)
-            )}{' '}
-            <strong>{formatNumber(count)}</strong> <span class="muted">{percent(count, total)}</span>
-          </li>
-        ))}
-      </ul>
-    </>
   )
 }
 
@@ -296,73 +265,6 @@ function Build({ health, now }: { health: CatalogHealth; now: number }): JSX.Ele
         <Figure name="inspected">{formatNumber(health.slow_path_count)}</Figure>
       </dl>
     </Section>
-  )
-}
-
-function Roots({ roots, now }: { roots: readonly RootStatus[]; now: number }): JSX.Element {
-  return (
-    <Section title="Roots">
-      <div class="table-scroll">
-        <table class="data-table">
-          <thead>
-            <tr>
-              <th scope="col">directory</th>
-              <th scope="col">state</th>
-              <th scope="col">changes</th>
-              <th scope="col">sidecars</th>
-              <th scope="col">complete as of</th>
-              <th scope="col">last sweep</th>
-            </tr>
-          </thead>
-          <tbody>
-            {roots.map((root) => (
-              <RootRow key={root.path} root={root} now={now} />
-            ))}
-          </tbody>
-        </table>
-      </div>
-    </Section>
-  )
-}
-
-function RootRow({ root, now }: { root: RootStatus; now: number }): JSX.Element {
-  return (
-    <tr>
-      <th scope="row">
-        <code>
-          <Text value={root.path} limit={200} />
-        </code>{' '}
-        <CopyButton text={root.path} what="path of the root" />
-        {root.last_error && (
-          <p class="error-text">
-            <Text value={root.last_error} limit={300} />
-          </p>
-        )}
-      </th>
-      <td>
-        <Badge
-          icon={root.online ? 'check' : 'offline'}
-          tone={root.online ? 'ok' : 'invalid'}
-          word={root.online ? 'online' : 'offline'}
-        />
-      </td>
-      <td>{root.watching ? 'events and sweeps' : <Badge icon="warning" tone="warn" word="sweeps alone" />}</td>
-      <td>
-        {root.writable === false ? (
-          <Badge icon="warning" tone="warn" word="cannot be written" />
-        ) : root.writable ? 'written' : 'none needed so far'}
-      </td>
-      <td title={formatMoment(root.complete_as_of)}>
-        {root.complete_as_of === null ? 'not yet' : preciseAge(root.complete_as_of, now)}
-      </td>
-      <td>
-        {root.sweep_started_at !== null
-          ? `under way, ${preciseAge(root.sweep_started_at, now)}`
-          : root.last_sweep_s === null
-            ? '–'
-            : `${root.last_sweep_s.toFixed(2)} s`}
-      </td>
-    </tr>
   )
 }
 

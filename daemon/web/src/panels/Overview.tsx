@@ -4,12 +4,11 @@ import type { ComponentChildren, JSX } from 'preact'
 import { useMemo, useState } from 'preact/hooks'
 
 import type { CheckpointDetail, Plain } from '../answers'
-import { formatAge, formatBytes, formatCount, formatMetric, formatMoment, formatNumber } from '../format'
+import { formatAge, formatMetric, formatMoment, formatNumber } from '../format'
 import { openDetail, showFiltered } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
 import type { Entry, Finding } from '../wire'
-import { ofExperiment, ofRun } from './history'
 import { Origin } from './Origin'
 import {
   Badge,
@@ -20,8 +19,9 @@ import {
   SEVERITY_LOOKS,
   Text,
   useNow,
-  useStoreChanges,
 } from './parts'
+import { Siblings } from './Siblings'
+import { Sizes } from './Sizes'
 import { flattenTree } from './tree'
 
 interface Props {
@@ -218,87 +218,6 @@ const METADATA_WORDS: Readonly<Record<Entry['metadata_source'], string>> = {
   state: 'kept by the daemon: nothing can be written beside it',
 }
 
-function Sizes({ entry, detail }: Props): JSX.Element {
-  const { weights_bytes: weights, optimizer_bytes: optimizer } = entry
-  const known = (weights ?? 0) + (optimizer ?? 0)
-  const rest = Math.max(0, entry.size_bytes - known)
-  const parts = [
-    { name: 'weights', bytes: weights ?? 0, look: 'part-1' },
-    { name: 'optimizer', bytes: optimizer ?? 0, look: 'part-2' },
-    { name: 'everything else', bytes: rest, look: 'part-3' },
-  ].filter(({ bytes }) => bytes > 0)
-  const total = parts.reduce((sum, { bytes }) => sum + bytes, 0)
-  return (
-    <Section title="Size">
-      <p>
-        <strong>{formatBytes(entry.size_bytes)}</strong>{' '}
-        <span class="muted">
-          {entry.format !== null && `${visible(entry.format)} · `}
-          {entry.n_parameters !== null && `${formatCount(entry.n_parameters)} parameters`}
-          {entry.dtypes.length > 0 && ` · ${visible(entry.dtypes.join(', '))}`}
-        </span>
-      </p>
-      {weights !== null && total > 0 && (
-        <>
-          <div class="stack" aria-hidden="true">
-            {parts.map(({ name, bytes, look }) => (
-              <span key={name} class={look} style={{ flexGrow: bytes }} />
-            ))}
-          </div>
-          <ul class="legend">
-            {parts.map(({ name, bytes, look }) => (
-              <li key={name}>
-                <span class={`swatch ${look}`} aria-hidden="true" /> {name} <strong>{formatBytes(bytes)}</strong>{' '}
-                <span class="muted">{Math.round((100 * bytes) / total)} %</span>
-              </li>
-            ))}
-          </ul>
-        </>
-      )}
-      <Parts parts={detail?.parameters_by_part ?? {}} />
-      {(detail?.shards?.length ?? 0) > 0 && (
-        <details>
-          <summary>{formatNumber(detail?.shards?.length ?? 0)} files</summary>
-          <ul class="names">
-            {detail?.shards?.slice(0, 200).map(({ name, size_bytes }) => (
-              <li key={name}>
-                <code>
-                  <Text value={name} limit={120} />
-                </code>{' '}
-                <span class="muted">{formatBytes(size_bytes)}</span>
-              </li>
-            ))}
-          </ul>
-        </details>
-      )}
-    </Section>
-  )
-}
-
-function Parts({ parts }: { parts: Readonly<Record<string, number>> }): JSX.Element | null {
-  const all = Object.entries(parts).sort(([, a], [, b]) => b - a)
-  if (all.length < 2) return null
-  const most = all[0]?.[1] ?? 1
-  return (
-    <table class="data-table parts">
-      <caption>parameters by part</caption>
-      <tbody>
-        {all.slice(0, 12).map(([name, count]) => (
-          <tr key={name}>
-            <th scope="row">
-              <bdi>{visible(clipped(name, 80))}</bdi>
-            </th>
-            <td class="numeric">{formatCount(count)}</td>
-            <td class="bar-cell" aria-hidden="true">
-              <span class="bar" style={{ width: `${Math.max(1, (100 * count) / most)}%` }} />
-            </td>
-          </tr>
-        ))}
-      </tbody>
-    </table>
-  )
-}
-
 function Model({ detail }: { detail: CheckpointDetail | null }): JSX.Element | null {
   const model = detail?.metadata?.model
   const rows = useMemo(() => flattenTree(model ?? null).filter((node) => !node.isBranch && node.value !== null), [model])
@@ -327,46 +246,6 @@ function Model({ detail }: { detail: CheckpointDetail | null }): JSX.Element | n
           </Fact>
         ))}
       </dl>
-    </Section>
-  )
-}
-
-/** Neighbours that are shown at once. */
-const FEW_SIBLINGS = 12
-
-function Siblings({ entry }: { entry: Entry }): JSX.Element | null {
-  const [isWhole, setWhole] = useState(false)
-  const changes = useStoreChanges()
-  // `changes` stands for all rows of the store
-  const run = useMemo(() => ofRun(ofExperiment(store.all(), entry), entry), [entry, changes])
-  if (run.length < 2) return null
-  const place = run.findIndex(({ id }) => id === entry.id)
-  const first = isWhole ? 0 : Math.max(0, Math.min(place - FEW_SIBLINGS / 2, run.length - FEW_SIBLINGS))
-  const shown = isWhole ? run.slice(0, 500) : run.slice(first, first + FEW_SIBLINGS)
-  return (
-    <Section title={`Of the same run (${formatNumber(run.length)})`}>
-      <ul class="siblings">
-        {shown.map((sibling) => (
-          <li key={sibling.id}>
-            <button
-              type="button"
-              class="button link"
-              aria-current={sibling.id === entry.id ? 'true' : undefined}
-              onClick={() => openDetail(sibling.id)}
-            >
-              <bdi>{visible(clipped(fileName(sibling.path), 80))}</bdi>
-            </button>
-            <span class="muted numeric">{sibling.epoch === null ? '' : `epoch ${sibling.epoch}`}</span>
-            <span class="numeric">{sibling.monitor_value === null ? '' : formatMetric(sibling.monitor_value)}</span>
-            {sibling.health !== 'valid' && <Badge {...HEALTH_LOOKS[sibling.health]} word={sibling.health} />}
-          </li>
-        ))}
-      </ul>
-      {run.length > FEW_SIBLINGS && (
-        <button type="button" class="button link" onClick={() => setWhole(!isWhole)}>
-          {isWhole ? 'fewer' : `all ${formatNumber(run.length)}`}
-        </button>
-      )}
     </Section>
   )
 }
@@ -460,8 +339,4 @@ function at(value: Plain | undefined, ...keys: string[]): Plain {
 /** In the reader's zone alone; the other half is in the title. */
 function localMoment(time: string): string {
   return formatMoment(time).split(' (')[0] ?? time
-}
-
-function fileName(path: string): string {
-  return path.slice(path.lastIndexOf('/') + 1)
 }
