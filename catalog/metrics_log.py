@@ -11,9 +11,9 @@ import msgspec
 
 from ckptd.validators.reader import FileReader
 
-WHOLE_BYTES = 1 << 20
+WHOLE_BYTES = 256 << 10
 """Of a log up to this size every row is looked at."""
-WINDOW_BYTES = 1 << 20
+WINDOW_BYTES = 256 << 10
 """Of a larger one so much around the place where the step must be, which is found by halving: its rows are in order."""
 PROBE_BYTES = 64 << 10
 HEADER_BYTES = 256 << 10
