@@ -12,6 +12,7 @@ BENCHMARKS = {
     "live": "from rename to event",
     "fanout": "one event to 1,000 and 10,000 listeners, beside nchan and sse-starlette; --soak: for minutes",
     "list": "pages, searches and facets of 100,000 entries, quiet and while entries change",
+    "page": "the page in headless Chromium with 100,000 checkpoints",
     "snapshot": "200 clients take 100,000 entries while others listen",
     "validate": "ckptd validate on 10,000 small checkpoints",
     "metadata": "ckptd metadata: 10,000 missing sidecars, 60 rebuilt, beside a plain loop",

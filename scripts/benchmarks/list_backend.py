@@ -149,8 +149,9 @@ def _config(run: int) -> dict[str, Any]:
 async def _run(pipe: Connection, backend: ListBackend) -> None:
     from ckptd.daemon.http import AccessPolicy, build_app
     from ckptd.daemon.http.connections import HttpConfig, HttpServer, Limits
+    from ckptd.daemon.http.page_files import load_page
 
-    app = build_app(backend, AccessPolicy(None, hosts=frozenset({"127.0.0.1"})))
+    app = build_app(backend, AccessPolicy(None, hosts=frozenset({"127.0.0.1"})), page=load_page())
     server = HttpServer(HttpConfig(app, Limits()))
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as the daemon's own has it
