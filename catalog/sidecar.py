@@ -50,8 +50,10 @@ _REPLACES = {Author.CKPTD: frozenset({Author.CKPTD}), Author.TRAINING: frozenset
 _DIGEST_LINE = re.compile(rb"\n  body_digest: (blake2b|training-blake2b):([0-9a-f]{64})\n\Z")
 _DIGEST_LINE_MAX_BYTES = len(b"\n  body_digest: training-blake2b:") + 64 + 1
 _DIGEST_BYTES = 32
-_SOURCE = re.compile(rb"\nsource:\n(?:  .*\n)*?  size_bytes: ([0-9]{1,19})\n  modified_at: '([0-9TZ:.-]+)'\n(?:  .*\n)*\Z")
-"""The last section, as `render` writes it: no text of a person can stand at the margin behind it."""
+_SOURCE_KEY = b"\nsource:\n"
+_SOURCE_STATE = re.compile(rb"\n  size_bytes: ([0-9]{1,19})\n  modified_at: '([0-9TZ:.-]{20,40})'\n")
+_SOURCE_MAX_BYTES = 2048
+"""The last section is short, as `render` writes it, and no text of a person can stand at the margin behind it."""
 
 _Dumper: type[yaml.SafeDumper] | type[yaml.CSafeDumper] = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -110,7 +112,9 @@ def recorded_state(data: bytes) -> tuple[int, str] | None:
     Returns:
         `source.size_bytes` and `source.modified_at`; None for bytes of anybody else.
     """
-    match = _SOURCE.search(data)
+    tail = data[-_SOURCE_MAX_BYTES:]  # bounded: anybody can put a digest under anything
+    begin = tail.rfind(_SOURCE_KEY)
+    match = _SOURCE_STATE.search(tail, begin) if begin >= 0 else None
     if match is None or not is_ours(data):
         return None
     return int(match.group(1)), match.group(2).decode("ascii")
