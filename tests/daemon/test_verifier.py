@@ -336,7 +336,7 @@ async def test_without_a_process_that_reads_health_says_why_and_it_goes_on_later
         await until(lambda: stage.verifier.status().problem == "torch is missing", "it says why")
         del stage.pool.problems["a.ckpt"]
         await stage.verified("a.ckpt")
-        assert stage.verifier.status().problem is None
+        await until(lambda: stage.verifier.status().problem is None, "nothing is wrong any more")
 
 
 @anyio_test
