@@ -62,12 +62,14 @@ def test_top_k_leaves_a_sidecar_for_each_file_that_is_left_and_none_besides(run:
     assert len(assert_all_described(run)) == 3
 
 
+@pytest.mark.slow
 def test_a_last_that_is_a_link_has_no_sidecar_of_its_own(run: Path) -> None:
     fit(run, best(run, save_last="link", save_top_k=-1), MetadataCallback(), max_epochs=3)
     assert (run / "last.ckpt").is_symlink()
     assert len(assert_all_described(run)) == 3
 
 
+@pytest.mark.slow
 def test_a_last_that_was_a_file_and_becomes_a_link_loses_its_sidecar(run: Path) -> None:
     fit(run, best(run, save_last=True), MetadataCallback())
     settings: dict[str, Any] = {"max_epochs": 4, "ckpt_path": run / "last.ckpt"}
@@ -130,6 +132,7 @@ def test_what_is_saved_on_an_exception_is_described(run: Path) -> None:
     assert sidecar(run / "epoch=1-step=3.ckpt")["checkpointing"]["monitor"] == "val/hmean"
 
 
+@pytest.mark.slow
 def test_a_resumed_training_describes_its_own_files_and_replaces_its_older_sidecars(run: Path) -> None:
     fit(run, best(run, save_last=True, save_top_k=-1), MetadataCallback(exp_name="first"))
     settings: dict[str, Any] = {"max_epochs": 4, "ckpt_path": run / "last.ckpt"}
@@ -168,11 +171,13 @@ def test_files_that_another_thread_writes_long_after_their_saves_are_described_r
     assert len(assert_all_described(run)) == 5
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_finds_its_io_later_is_observed_too(run: Path) -> None:
     fit(run, best(run), MetadataCallback(), plugins=[AsyncCheckpointIO()])
     assert len(assert_all_described(run)) == 2
 
 
+@pytest.mark.slow
 def test_a_later_fit_of_the_same_trainer_writes_each_sidecar_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     callback = MetadataCallback()
     made = trainer(run, best(run, save_top_k=-1), callback)
@@ -191,6 +196,7 @@ def test_a_later_fit_of_the_same_trainer_writes_each_sidecar_once(run: Path, mon
     assert sorted(submitted) == sorted(str(run / name) for name in names)
 
 
+@pytest.mark.slow
 def test_generation_at_the_end_describes_the_files_that_are_left(run: Path) -> None:
     seen: list[list[str]] = []
 
@@ -203,6 +209,7 @@ def test_generation_at_the_end_describes_the_files_that_are_left(run: Path) -> N
     assert len(assert_all_described(run)) == 3
 
 
+@pytest.mark.slow
 def test_validating_alone_and_saving_by_hand_is_described(run: Path) -> None:
     made = trainer(run, MetadataCallback())
     made.validate(Net(), loader(1), verbose=False)
@@ -211,6 +218,7 @@ def test_validating_alone_and_saving_by_hand_is_described(run: Path) -> None:
     assert assert_all_described(run) == ["validated.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_name_with_a_slash_in_it_is_described_where_it_lies(run: Path) -> None:
     fit(run, best(run, filename="{epoch}-{val/hmean:.2f}", save_top_k=1), MetadataCallback())
     (directory,) = run.iterdir()
@@ -229,12 +237,14 @@ def test_a_relative_path_means_the_directory_at_the_time_of_the_save(
     assert assert_all_described(run) == ["relative.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_trainer_without_the_callback_is_left_as_it_was(run: Path) -> None:
     made = fit(run, best(run))
     assert "save_checkpoint" not in vars(made.strategy)
     assert not [name for name in os.listdir(run) if name.endswith(SUFFIX)]
 
 
+@pytest.mark.slow
 def test_the_callback_can_be_pickled_before_and_after_a_fit(run: Path) -> None:
     callback = MetadataCallback(exp_name="x")
     assert pickle.loads(pickle.dumps(callback)).exp_name == "x"

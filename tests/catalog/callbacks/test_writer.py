@@ -334,6 +334,7 @@ def test_what_was_saved_right_before_the_process_ends_is_described(checkpoint: P
     assert read(checkpoint)["training"]["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_a_forked_child_neither_waits_for_nor_repeats_its_parents_work(checkpoint: Path) -> None:
     forked = """
 import threading
