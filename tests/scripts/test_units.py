@@ -97,11 +97,9 @@ def test_a_staged_installation_is_repeatable_and_removed_without_a_trace(tmp_pat
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> None:
-    done = install(
-        "--destdir", tmp_path, "--dry-run", "--owner", "alice", "--root", "/home/alice/outputs", "--port", 8801
-    )
+    done = install("--destdir", tmp_path, "--dry-run", "--owner", "you", "--root", "/home/you/outputs", "--port", 8801)
     assert "would write /etc/systemd/system/ckptd@.service" in done.stdout
-    assert "would write /etc/ckptd/alice.yaml" in done.stdout
+    assert "would write /etc/ckptd/you.yaml" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

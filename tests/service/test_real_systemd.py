@@ -421,7 +421,7 @@ try:
 except OSError as error:
     result["homes"] = type(error).__name__
 result["tmp"] = sorted(os.listdir("/tmp"))
-attempt("read root", lambda: os.listdir("/root/secret"))
+attempt("read root", lambda: os.listdir("/root"))
 for program in ("/bin/sh", "/usr/bin/env"):
     attempt(f"run {program}", lambda: subprocess.run([program, "-c", "true"], check=True))
 attempt("fork python", lambda: subprocess.run([os.path.realpath("/proc/self/exe"), "-c", ""], check=True))
@@ -460,7 +460,7 @@ _ALLOWED = {"write outputs", "write tmp", "fork python", "internet socket"}
 def walls_of(service: Installation, unit: str) -> tuple[set[str], dict[str, object]]:
     """What succeeded of everything that a process tried within a unit's rules, and what it saw."""
     machine = service.machine
-    machine.run("sh", "-c", "mkdir -p /home/carol /root/secret; chmod 755 /root /root/secret; touch /tmp/strangers")
+    machine.run("sh", "-c", "mkdir -p /home/carol; chmod 755 /root; touch /tmp/strangers")
     seen = service.inside(_ATTEMPTS, unit)
     done = {name for name, how in seen.items() if how == "done"}
     return done, seen
@@ -526,23 +526,23 @@ def test_a_group_with_default_acls_gets_its_sidecars_whatever_the_umask(service:
 def test_an_instance_of_an_owner_reads_and_writes_as_that_owner_and_sees_no_other_home(service: Installation) -> None:
     """Set-up 2."""
     machine = service.machine
-    for name in ("erin", "frank"):
+    for name in ("you", "frank"):
         add_user(machine, name)
-    machine.run("runuser", "-u", "erin", "--", "mkdir", "/home/erin/outputs")
-    said = service.install("--owner", "erin", "--root", "/home/erin/outputs", "--port", "8801").stdout
+    machine.run("runuser", "-u", "you", "--", "mkdir", "/home/you/outputs")
+    said = service.install("--owner", "you", "--root", "/home/you/outputs", "--port", "8801").stdout
     url = "http://127.0.0.1:8801"
-    assert f"ckptd@erin.service is active. The page: {url}/" in said
+    assert f"ckptd@you.service is active. The page: {url}/" in said
     assert "It asks for a token" in said
-    shown = machine.run("/opt/ckptd/bin/ckptd", "token", "--state-dir", "/var/lib/ckptd-erin").stdout
+    shown = machine.run("/opt/ckptd/bin/ckptd", "token", "--state-dir", "/var/lib/ckptd-you").stdout
     token = {"Authorization": f"Bearer {shown.strip()}"}
-    save_as(machine, "erin", "/home/erin/outputs/mine.ckpt", checkpoint_bytes(5))
+    save_as(machine, "you", "/home/you/outputs/mine.ckpt", checkpoint_bytes(5))
     eventually(lambda: service.entries(url, **token).get("mine.ckpt", {}).get("health") == "valid", "it is described")
-    sidecar = machine.path("/home/erin/outputs/mine.ckpt.metadata.yaml")
+    sidecar = machine.path("/home/you/outputs/mine.ckpt.metadata.yaml")
     eventually(sidecar.exists, "the sidecar is written")
-    written, saved = sidecar.stat(), machine.path("/home/erin/outputs/mine.ckpt").stat()
+    written, saved = sidecar.stat(), machine.path("/home/you/outputs/mine.ckpt").stat()
     assert (written.st_uid, written.st_mode) == (saved.st_uid, saved.st_mode)
-    assert service.inside("result = os.listdir('/home')", "ckptd@erin.service") == ["erin"]
-    machine.systemctl("disable", "--now", "ckptd@erin.service")
+    assert service.inside("result = os.listdir('/home')", "ckptd@you.service") == ["you"]
+    machine.systemctl("disable", "--now", "ckptd@you.service")
 
 
 def test_a_read_only_service_keeps_all_metadata_in_its_state_and_has_no_network(service: Installation) -> None:
