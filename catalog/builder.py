@@ -16,7 +16,7 @@ from ckptd.validators.inspection import Level, Seal
 from ckptd.validators.reader import identity_of
 
 from .describe import describe_opened, failed_description, sidecar_for
-from .description import DescribeRequest, Description, OpenedFiles, SidecarStatus
+from .description import DescribeRequest, Description, OpenedFiles, RedactionRules, SidecarStatus
 from .directories import checkpoint_directory
 from .entry import (
     CheckpointEntry,
@@ -64,6 +64,8 @@ class CatalogOptions(msgspec.Struct, frozen=True, kw_only=True):
     write_index: bool = False
     required_keys: tuple[str, ...] = ()
     """Keys or prefixes of keys (`model.encoder`) that every state dict must have; what lacks one is invalid."""
+    redaction: RedactionRules | None = RedactionRules()
+    """What nobody shall read in configs and hyper-parameters; None shows everything as it is."""
     architectures: str | None = None
     """A YAML file that extends the table by which models are recognised (see `validators/architectures.yaml`)."""
     abandoned_s: float = 60.0
@@ -292,6 +294,7 @@ class _Build:
             level=self._options.level,
             trust_sidecar=self._options.trust_sidecars,
             required_keys=self._options.required_keys,
+            redaction=self._options.redaction,
         )
 
     def _with_link(self, target: _Target, identities: Identities) -> Identities:

@@ -37,6 +37,7 @@ from .experiment import DirectFiles, find_companions, parse_file_name
 from .metadata import MetadataError, ParsedMetadata, parse_metadata
 from .opening import is_directory, open_described
 from .recorded import NANOSECONDS, compared, recorded_digest
+from .redaction import Redactor
 from .repair import Evidence
 from .repair_text import repaired_file
 from .roots import open_beneath
@@ -84,7 +85,23 @@ def describe_opened(request: DescribeRequest, files: OpenedFiles, *, architectur
     if inspection is None:
         inspection = _inspect(request, files, architectures)
     run = read_run(request.record_names, files.records, inspection, request.relative_path)
-    return _assemble(request, inspection, sidecars, config, run)
+    if request.redaction is None:
+        return _assemble(request, inspection, sidecars, config, run)
+    redactor = Redactor(request.redaction)
+    # Before anything is derived: what is made of them holds no secret either. The sidecars' bytes stay as they are,
+    # a repair must not lose what a person wrote.
+    description = _assemble(
+        request,
+        redactor.inspection(inspection),
+        [_redacted(sidecar, redactor) for sidecar in sidecars],
+        msgspec.structs.replace(config, value=redactor.plain(config.value)),
+        redactor.run(run),
+    )
+    repairs = tuple(
+        msgspec.structs.replace(repair, changes=tuple(map(redactor.change, repair.changes)))
+        for repair in description.repairs
+    )
+    return msgspec.structs.replace(description, repairs=repairs, redacted=redactor.count)
 
 
 def describe_checkpoint(path: str, *, root: str | None = None, level: Level = Level.STRUCTURE) -> Description:
@@ -222,6 +239,11 @@ def _read_sidecar(name: bytes, fd: int) -> _Sidecar:
     except (MetadataError, Unreadable) as error:
         return _Sidecar(name=shown, identity=identity, problem=str(error))
     return _Sidecar(name=shown, identity=identity, data=data, parsed=parsed)
+
+
+def _redacted(sidecar: _Sidecar, redactor: Redactor) -> _Sidecar:
+    parsed = None if sidecar.parsed is None else redactor.sidecar(sidecar.parsed)
+    return msgspec.structs.replace(sidecar, parsed=parsed)
 
 
 def _read_config(name: bytes | None, fd: int | None) -> _Config:

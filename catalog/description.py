@@ -37,6 +37,13 @@ class ShardFile(msgspec.Struct, frozen=True, array_like=True):
     """Whether a descriptor of it travels along; of a directory with very many files only the first ones are opened."""
 
 
+class RedactionRules(msgspec.Struct, frozen=True, array_like=True):
+    """What is redacted besides what `redaction` knows by itself."""
+
+    names: tuple[str, ...] = ()
+    """Names of keys whose values are redacted, in any case: `license`, `customer`."""
+
+
 class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a description needs to know besides the opened files. Travels to the worker."""
 
@@ -60,6 +67,8 @@ class DescribeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Say what is wrong with the sidecars that others wrote."""
     required_keys: tuple[str, ...] = ()
     """Keys or prefixes of keys (`model.encoder`) that the state dict must have."""
+    redaction: RedactionRules | None = RedactionRules()
+    """What nobody shall read in configs and hyper-parameters; None: everything is shown as it is."""
     shards: tuple[ShardFile, ...] = ()
     """The files of a checkpoint that is a directory, sorted by name; none for a file."""
     directory_name: str | None = None
@@ -247,6 +256,8 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     """The config beside the checkpoint, as plain data; None where there is none or it cannot be read."""
     user: dict[str, Plain] = {}
     """Keys of a person's sidecar that the schema does not know."""
+    redacted: int = 0
+    """Values of config, hyper-parameters, sidecar and records that were redacted: they looked like secrets."""
     repairs: tuple[SidecarRepair, ...] = ()
     """Sidecars of others that are stale, unreadable or wrong, where `propose_repairs` asked for them."""
     recorded: RecordedDigest | None = None

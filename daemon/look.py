@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ckptd.catalog.description import DescribeRequest, OpenedFiles
+from ckptd.catalog.description import DescribeRequest, OpenedFiles, RedactionRules
 from ckptd.catalog.directories import Claims, directories_above, is_hidden
 from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
@@ -91,6 +91,8 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a path of this root is listed as a checkpoint that is a directory. Called in any thread."""
     required_keys: tuple[str, ...] = ()
     """Keys or prefixes of keys that every state dict of this root must have."""
+    redaction: RedactionRules | None = RedactionRules()
+    """What nobody shall read in configs and hyper-parameters."""
     claims: Claims = msgspec.field(default_factory=Claims)
 
     def look(self, root_fd: int, path: bytes, known: Record | None, *, must_read: bool) -> Sight:
@@ -157,7 +159,10 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
                 os.close(fd)
             return Sight(kind=LookKind.UNCHANGED)
         shown = msgspec.structs.replace(
-            request, checkpoint_path=shown_path(self.root.join(path))[0], required_keys=self.required_keys
+            request,
+            checkpoint_path=shown_path(self.root.join(path))[0],
+            required_keys=self.required_keys,
+            redaction=self.redaction,
         )
         opened = Opened(shown, files, identities, _has_writer(shown, files))
         return Sight(kind=LookKind.SEEN, opened=opened, request=shown, identities=identities, alias_of=alias_of)

@@ -22,6 +22,7 @@ from ckptd.catalog.description import Description
 from ckptd.catalog.entry import CheckpointId, Health, Record
 from ckptd.catalog.index import index_of, write_index
 from ckptd.catalog.matching import Lines
+from ckptd.catalog.redaction import REDACTION_VERSION
 from ckptd.catalog.roots import Root, resolve_roots
 from ckptd.catalog.search_text import TEXT_VERSION
 from ckptd.catalog.state import State, StateError
@@ -402,7 +403,7 @@ class Service:
         if not len(self.catalog):
             await self._keep_judged_by()
             return
-        self._log.info("what is required or recognised has changed: every checkpoint is described again")
+        self._log.info("what is required, recognised or redacted has changed: every checkpoint is described again")
         # By way of the undescribed: what a description says can change where nothing of the entry does.
         self._journal.undescribed.update(record.entry.id for record in self.catalog)
         self._read_undescribed()
@@ -571,6 +572,7 @@ class Service:
             allowed_targets=self._allowed_targets,
             is_deletion=functools.partial(filesystems.is_deletion, mounts),
             required_keys=self.settings.required_at(root.path),
+            redaction=self.settings.redaction,
             is_directory=functools.partial(self.catalog.is_directory, root.name),
         )
 
@@ -617,10 +619,10 @@ class Service:
 
 
 def judged_by(settings: Settings, roots: Sequence[Root]) -> str:
-    """A digest of what is asked of checkpoints besides what is in them: the architectures known, the keys required;
-    and of how what is searched is put together."""
+    """A digest of what is asked of checkpoints besides what is in them: the architectures known, the keys required,
+    what is redacted; and of how what is searched is put together."""
     required = {root.name: settings.required_at(root.path) for root in roots}
-    asked = [table_digest(settings.architectures), required, TEXT_VERSION]
+    asked = [table_digest(settings.architectures), required, TEXT_VERSION, REDACTION_VERSION, settings.redaction]
     return hashlib.blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=16).hexdigest()
 
 

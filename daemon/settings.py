@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails, PydanticUndefined
 
+from ckptd.catalog.description import RedactionRules
 from ckptd.catalog.roots import DEFAULT_SUFFIXES, RootError, resolve_roots
 from ckptd.validators.architectures import load_table
 from ckptd.validators.inspection import Level
@@ -194,6 +195,10 @@ class Settings(BaseModel):
         description="keys, or prefixes of keys, that every state dict must have; in the YAML file also by root: "
         "`/srv/outputs: [model.encoder]`",
     )
+    redact: bool = Field(
+        True, description="hide what looks like a password, a token or a key in configs and hyper-parameters"
+    )
+    redact_names: Words = Field((), description="further names of config keys whose values are hidden")
     architectures: str | None = Field(
         None, description="YAML file that adds architectures to the ones that are recognised"
     )
@@ -309,6 +314,11 @@ class Settings(BaseModel):
             if name == ALL_ROOTS or (path + b"/").startswith(_resolved(name).rstrip(b"/") + b"/")
         )
         return tuple(dict.fromkeys(key for keys in named for key in keys))
+
+    @property
+    def redaction(self) -> RedactionRules | None:
+        """What nobody shall read in configs and hyper-parameters."""
+        return RedactionRules(self.redact_names) if self.redact else None
 
     @pydantic.model_validator(mode="after")
     def _fit_together(self) -> Self:

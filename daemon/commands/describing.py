@@ -251,6 +251,7 @@ class _One:
             level=self.level,
             trust_sidecar=self._trust_sidecar,
             propose_repairs=self._propose_repairs,
+            redaction=self._settings.redaction,
             required_keys=(*self._required_keys, *self._settings.required_at(target.absolute)),
             timeout_s=self._time_for(identities.file.size),
         )

@@ -26,7 +26,7 @@ from .tensors import parse_tensors, table_of
 
 IN_THREAD_FROM = 5_000
 """Tensors from which work leaves the event loop."""
-DETAIL_OF_DESCRIPTION = ("findings", "metadata", "provenance", "user", "sidecar", "config", "verified_at")
+DETAIL_OF_DESCRIPTION = ("findings", "metadata", "provenance", "user", "sidecar", "config", "redacted", "verified_at")
 """What one checkpoint in full shows besides its entry."""
 DETAIL_OF_INSPECTION = (
     "hyper_parameters",
