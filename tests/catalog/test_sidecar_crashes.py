@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -13,13 +12,13 @@ import pytest
 
 from ckptd.catalog.description import CheckpointMetadata
 from ckptd.catalog.sidecar import clean_leftovers, remove_sidecar, render, write_sidecar
+from tests.catalog.crash_points import crash_points
 from tests.catalog.metadata_files import opened, write
 
 OURS = render(CheckpointMetadata(exp_name="one"))
 NEWER = render(CheckpointMetadata(exp_name="two"))
 STRANGERS = b"exp_name: written by hand\n"
 NAME = "best.ckpt.metadata.yaml"
-CALLS = "renameat2,renameat,rename,linkat,fsync,write,unlinkat,unlink,fchmod,fchown"
 
 WRITER = """
 import os, sys
@@ -42,23 +41,11 @@ os._exit(0)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def crash_points(root: Path, job: str, before: bytes | None, what: str) -> Iterator[tuple[str, int]]:
+def crashes(root: Path, job: str, before: bytes | None, what: str) -> Iterator[tuple[str, int]]:
     """Run the job once for each of its system calls, with `what` injected there; yields the call and the exit code."""
-    command = [sys.executable, "-c", WRITER, str(root), job]
-    log = root.parent / "log"
     write(root.parent / "newer", NEWER)
-    reset(root, before)
-    subprocess.run(["strace", "-f", "-qq", "-o", log, "-e", f"trace={CALLS}", *command], check=True)
-    calls = re.findall(r"^\d+ +(\w+)\(", log.read_text(), re.MULTILINE)
-    assert "fsync" in calls
-    for index, call in enumerate(calls):
-        reset(root, before)
-        when = calls[: index + 1].count(call)
-        inject = f"inject={call}:{what}:when={when}"
-        run = subprocess.run(
-            ["strace", "-f", "-qq", "-o", log, "-e", f"trace={call}", "-e", inject, *command], check=False
-        )
-        yield f"{call} #{when}", run.returncode
+    command = [sys.executable, "-c", WRITER, str(root), job]
+    yield from crash_points(command, root.parent / "log", what, reset=lambda: reset(root, before))
 
 
 def reset(root: Path, before: bytes | None) -> None:
@@ -91,7 +78,7 @@ def test_killed_at_any_call_it_is_the_old_file_or_the_new_one(
     root = tmp_path / "root"
     root.mkdir()
     killed = 0
-    for call, code in crash_points(root, job, before, "signal=KILL"):
+    for call, code in crashes(root, job, before, "signal=KILL"):
         killed += code != 0
         assert content(root) in allowed, call
         with opened(root) as root_fd:
@@ -108,7 +95,7 @@ def test_refused_at_any_call_it_says_so_and_loses_nothing(
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
-    for call, code in crash_points(root, job, before, f"error={error}"):
+    for call, code in crashes(root, job, before, f"error={error}"):
         assert code in (0, 3), call
         assert content(root) in (before, NEWER), call
         if not call.startswith("unlink"):
