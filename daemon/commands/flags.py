@@ -15,6 +15,7 @@ _METAVARS = {
     "follow_links": "DIR",
     "cors_origins": "ORIGIN",
     "required_keys": "KEY",
+    "redact_names": "NAME",
 }
 
 
