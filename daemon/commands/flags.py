@@ -16,6 +16,7 @@ _METAVARS = {
     "cors_origins": "ORIGIN",
     "required_keys": "KEY",
     "redact_names": "NAME",
+    "redact_names": "NAME",
 }
 
 
