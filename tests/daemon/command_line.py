@@ -17,7 +17,8 @@ TIMEOUT_S = 50
 def environment(home: Path, **extra: str) -> dict[str, str]:
     """The environment of a person who has set nothing."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("CKPTD_", "XDG_"))}
-    kept.pop("STATE_DIRECTORY", None)
+    for name in ("STATE_DIRECTORY", "COLUMNS", "LINES"):  # test runners set the latter two; a terminal has its own
+        kept.pop(name, None)
     return kept | {"HOME": str(home)} | extra
 
 

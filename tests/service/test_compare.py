@@ -278,7 +278,7 @@ class Terminal:
     def __init__(self, command: list[str], home: pathlib.Path, **extra: str) -> None:
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
-        env = environment(home, TERM="xterm-256color", COLUMNS="160", LINES="24", **extra)
+        env = environment(home, TERM="xterm-256color", **extra)
         self.process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=home, env=env)
         os.close(slave)
         self._master = master
