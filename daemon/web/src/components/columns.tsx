@@ -133,7 +133,7 @@ export const COLUMNS: readonly Column[] = [
     sortBy: () => 'health',
     fields: () => ['health', 'safety', 'verified'],
     isNumeric: false,
-    width: [150, 0],
+    width: [180, 0],
     isShown: true,
     isShownNarrow: true,
     cell: healthCell,
