@@ -18,6 +18,7 @@ BENCHMARKS = {
     "metadata": "ckptd metadata: 10,000 missing sidecars, 60 rebuilt, beside a plain loop",
     "callback": "a Lightning training with and without its metadata, side by side",
     "saving": "checkpoints saved with and without their digest, side by side",
+    "soak": "everything at once, with restarts and faults; what is wrong, memory, descriptors; --minutes, --directory",
     "faults": "the fault campaign: who finds what, as a Markdown table",
 }
 
@@ -30,13 +31,17 @@ def main() -> int:
     )
     parser.add_argument("which", choices=tuple(BENCHMARKS))
     parser.add_argument("--quick", action="store_true", help="smaller files, fewer repetitions")
-    parser.add_argument("--seed", type=int, default=20260101, help="of the fault campaign (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=20260101, help="of faults and soak (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=30, help="of the soak (default: %(default)s)")
+    parser.add_argument("--directory", help="where the soak works (default: that of temporary files)")
     parser.add_argument("--soak", action="store_true", help="fanout: five minutes with a tenth that never reads")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     module = importlib.import_module(f"bench_{options.which}")
     if options.which == "faults":
         module.run(quick=options.quick, seed=options.seed)
+    elif options.which == "soak":
+        module.run(quick=options.quick, minutes=options.minutes, seed=options.seed, directory=options.directory)
     elif options.which == "fanout":
         module.run(quick=options.quick, soak=options.soak)
     else:

@@ -59,9 +59,9 @@ def facts_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: entry.get(name) for name in _FACTS} | {"findings": findings}
 
 
-def tree_facts(root: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """What a fresh build of the tree says, by path."""
-    built = build_catalog(CatalogOptions(roots=(str(root),), abandoned_s=ABANDONED_S))
+def tree_facts(root: pathlib.Path, *, abandoned_s: float = ABANDONED_S) -> dict[str, dict[str, Any]]:
+    """What a fresh build of the tree says, by path; everything is read anew."""
+    built = build_catalog(CatalogOptions(roots=(str(root),), abandoned_s=abandoned_s))
     assert not built.unreachable
     return {entry.path: facts_of(msgspec.to_builtins(entry)) for entry in built.entries}
 
@@ -452,15 +452,21 @@ class Shadow:
     def check_truth(self, history: History, contents: Contents) -> None:
         """Nothing that was told was never true, and nothing was told twice or backwards."""
         assert not self.wrong, "\n".join(self.wrong[:20])
-        untrue = []
-        for told in self.told:
-            states = history.ever(told.path, told.at)
-            if told.entry is None:
-                if not history.was_deleted(told.path, told.at):
-                    untrue.append(f"{told.path}: told as deleted, which it never was")
-            elif not agrees(told.entry, states - {None}, contents):
-                untrue.append(f"{told.path}: told as {shown(told.entry)}, had only {states}")
-        assert not untrue, "\n".join(untrue[:20]) + f"\n{len(untrue)} of {len(self.told)}"
+        wrong = untrue(self.told, history, contents)
+        assert not wrong, "\n".join(wrong[:20]) + f"\n{len(wrong)} of {len(self.told)}"
+
+
+def untrue(told_things: Iterable[Told], history: History, contents: Contents) -> list[str]:
+    """What was told of the paths of a history and was never true of them, in words."""
+    wrong = []
+    for told in told_things:
+        states = history.ever(told.path, told.at)
+        if told.entry is None:
+            if not history.was_deleted(told.path, told.at):
+                wrong.append(f"{told.path}: told as deleted, which it never was")
+        elif not agrees(told.entry, states - {None}, contents):
+            wrong.append(f"{told.path}: told as {shown(told.entry)}, had only {states}")
+    return wrong
 
 
 def built_lines(daemon: Daemon) -> list[int]:
