@@ -30,6 +30,8 @@ class RootStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A sweep is under way since then; epoch seconds."""
     last_sweep_s: float | None = None
     last_error: str | None = None
+    sweep_error: str | None = None
+    """Why the last sweep proved nothing, though the root can be opened: something in it fails."""
 
 
 class RecentError(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,6 +74,7 @@ class Tree:
         self.skipped_links = 0
         self.odd: Mapping[bytes, str] = {}
         self.last_error: str | None = None
+        self.sweep_error: str | None = None
         self.last_sweep_s: float | None = None
         self.sweep_started_at: float | None = None
         self._catalog = catalog
@@ -267,6 +268,8 @@ class Tree:
         self.online = online
         unlisted = next((f"{os.fsdecode(path)}: {why}" for path, why in report.unreachable.items()), None)
         self.last_error = report.error or unlisted
+        # Mounts that changed meanwhile are no trouble of the root: the next sweep tells.
+        self.sweep_error = report.error if report.unreachable else None
         self._completeness.set_attribute_cache(self.root.name, report.attribute_cache_s)
 
     def _is_settled(self, ticket: Ticket[Key]) -> bool:
@@ -365,4 +368,5 @@ def root_status(tree: Tree, completeness: Completeness[Key], *, writable: bool |
         sweep_started_at=tree.sweep_started_at,
         last_sweep_s=tree.last_sweep_s,
         last_error=tree.last_error or tree.watching.last_error,
+        sweep_error=tree.sweep_error,
     )

@@ -39,7 +39,10 @@ def _late(status: Status, now: float, sweep_due_s: float) -> list[str]:
     for root in status.roots:
         if not root.online:
             reasons.append(f"root {root.path} is offline: {root.last_error or 'missing'}")
-        elif not root.watching:
+            continue
+        if root.sweep_error is not None:
+            reasons.append(f"the last sweep of root {root.path} proved nothing: {root.sweep_error}")
+        if not root.watching:
             reasons.append(f"root {root.path} is not watched ({root.last_error or 'starting'}); sweeps find changes")
     return reasons
 

@@ -430,6 +430,9 @@ def _explain(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, OSError) and "watch" in str(error).lower() and "limit" in str(error).lower():
         return f"{error}; raise fs.inotify.max_user_watches (sysctl)"
+    if isinstance(error, OSError) and "creating recommended watcher" in str(error) and "os error 24" in str(error):
+        # inotify_init1(2) says EMFILE for both; which of them it was does not come through watchfiles.
+        return f"{error}; raise fs.inotify.max_user_instances (sysctl), or the limit of open files (ulimit -n)"
     if "Unable to decode path" in str(error):
         return f"{error}: a name there is not UTF-8, and events cannot be received while it is in use; rename it"
     return str(error) or repr(error)

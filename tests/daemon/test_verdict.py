@@ -1,5 +1,6 @@
 """The service says of itself what is true, and why."""
 
+import msgspec
 import pytest
 
 from ckptd.daemon.settings import load_settings
@@ -42,6 +43,10 @@ def test_a_service_without_trouble_is_healthy_and_gives_no_reasons() -> None:
             "/b is offline: gone",
         ),
         ({"roots": (RootStatus(path="/b", online=True, watching=False, last_error="limit"),)}, "not watched (limit)"),
+        (
+            {"roots": (msgspec.structs.replace(ROOT, sweep_error="I/O error"),)},
+            "sweep of root /outputs proved nothing: I/O",
+        ),
         ({"by_health": {"valid": 10}, "with_sidecar": 7}, "coverage is 70%, below 80%"),
         ({"last_build_s": 6.0}, "took 6.0 s, more than 5 s"),
         ({"state_durable": False}, "state cannot be written"),
