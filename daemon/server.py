@@ -22,13 +22,15 @@ from .http.app import build_app
 from .http.backend import RebuildMode
 from .http.connections import HttpConfig, HttpServer, Limits
 from .http.page_files import page_for
-from .http.security import AccessError, AccessPolicy
+from .http.security import AccessPolicy
+from .http.source import TOKEN_CHANGED
 from .logging import tell_repeats
 from .loop import new_event_loop
 from .service import Service
 from .settings import Settings
 from .supervision import feed_watchdog, patient_start, status_line, tell_status
 from .systemd import Notifier
+from .tokens import AccessError
 from .zygote_process import ZygoteProcess
 
 DRAIN_S = 4.0
@@ -131,7 +133,8 @@ async def _obey_signals(
         async for number in signals:
             if number == signal.SIGHUP:
                 notifier.reloading()
-                await _reload(access, log)
+                if await _reload(access, log):
+                    service.hub.end_streams(TOKEN_CHANGED)
                 service.request_rebuild(RebuildMode.SWEEP)
                 notifier.ready("reloaded")
             elif stop.is_set():
@@ -143,11 +146,16 @@ async def _obey_signals(
                 stop.set()
 
 
-async def _reload(access: AccessPolicy, log: structlog.stdlib.BoundLogger) -> None:
+async def _reload(access: AccessPolicy, log: structlog.stdlib.BoundLogger) -> bool:
+    """Whether other tokens are in force now."""
     try:
-        await anyio.to_thread.run_sync(access.reload)
+        changed = await anyio.to_thread.run_sync(access.reload)
     except AccessError as error:
-        log.error("the token was not read again; the old one stays in force", error=str(error))
+        log.error("the tokens were not read again; the old ones stay in force", error=str(error))
+        return False
+    if changed:
+        log.info("other tokens are in force; old ones, their cookies and streams have ended")
+    return changed
 
 
 def _status_line(service: Service, url: str) -> str:

@@ -23,6 +23,8 @@ from ckptd.validators.inspection import Level
 ENV_PREFIX = "CKPTD_"
 CREDENTIAL_NAME = "ckptd.token"
 """File in `$CREDENTIALS_DIRECTORY` (systemd `LoadCredential=ckptd.token:…`) that serves as `token_file`."""
+READ_CREDENTIAL_NAME = "ckptd.read-token"
+"""The same for `read_token_file`."""
 
 ALL_ROOTS = "*"
 """In `required_keys`: what is demanded in every root."""
@@ -159,6 +161,12 @@ class Settings(BaseModel):
     )
     allow_anonymous: bool = Field(False, description="let everyone who reaches the socket in, without a token")
     token_file: str | None = Field(None, description="file with the token; else one is generated in state_dir")
+    read_token_file: str | None = Field(
+        None, description="file with a token that may only read; beside a generated token one is generated as well"
+    )
+    uds_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = Field(
+        "600", description="who may open uds, in octal: 600 its owner, 660 also its group, 666 everyone"
+    )
     cors_origins: Words = Field((), description="origins that browsers may read from, such as https://studio.example")
 
     page: bool = Field(True, description="serve the page at /; off: / names the endpoints")
@@ -261,6 +269,14 @@ class Settings(BaseModel):
                 raise ValueError(f"{suffix!r} is not a suffix such as .ckpt")
         return value
 
+    @pydantic.field_validator("uds_mode", mode="before")
+    @classmethod
+    def _mode_is_octal(cls, value: object) -> object:
+        # YAML 1.1 reads 0660 as the number 432 and 660 as itself: only a mode that was written as text is certain.
+        if isinstance(value, int):
+            raise ValueError('write it as text, such as "660"')
+        return value
+
     @pydantic.field_validator("roots", "follow_links")
     @classmethod
     def _paths_are_not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -292,7 +308,9 @@ class Settings(BaseModel):
                 raise ValueError(f"{origin!r} is not an origin such as https://studio.example:8443")
         return value
 
-    @pydantic.field_validator("state_dir", "uds", "port_file", "token_file", "config", "architectures")
+    @pydantic.field_validator(
+        "state_dir", "uds", "port_file", "token_file", "read_token_file", "config", "architectures"
+    )
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         # Made absolute once: a later change of the working directory must not move the state.
@@ -473,10 +491,11 @@ def _reject_unknown(values: Mapping[str, Any], origins: Mapping[str, str]) -> No
 
 def _fill_from_system(values: dict[str, Any], env: Mapping[str, str]) -> None:
     credentials = env.get("CREDENTIALS_DIRECTORY")
-    if "token_file" not in values and credentials:
-        credential = os.path.join(credentials, CREDENTIAL_NAME)
-        if os.path.exists(credential):
-            values["token_file"] = credential
+    if credentials:
+        for name, credential in (("token_file", CREDENTIAL_NAME), ("read_token_file", READ_CREDENTIAL_NAME)):
+            path = os.path.join(credentials, credential)
+            if name not in values and os.path.exists(path):
+                values[name] = path
     if "sentry_dsn" not in values and env.get("SENTRY_DSN"):
         values["sentry_dsn"] = env["SENTRY_DSN"]
     roots = values.get("roots", Settings.model_fields["roots"].default)

@@ -67,7 +67,7 @@ def bind(settings: Settings, env: MutableMapping[str, str]) -> Listeners:
         given = {listener.getsockname() for listener in handed if listener.family == socket.AF_UNIX}
         ours = (None if handed else settings.uds, os.path.join(settings.state_dir, STATE_SOCKET))
         made = tuple(dict.fromkeys(path for path in ours if path is not None and path not in given))
-        opened += map(_bind_unix, made)
+        opened += (_bind_unix(path, int(settings.uds_mode, 8) if path == settings.uds else 0o600) for path in made)
         port = next((s.getsockname()[1] for s in opened if s.family in _INTERNET), None)
         if settings.port_file is not None and port is not None:
             _write_port_file(settings.port_file, port)
@@ -138,12 +138,12 @@ def _refusal(error: OSError, settings: Settings) -> str:
     return f"host: cannot listen on {where} ({error.strerror}); choose another --host or --port"
 
 
-def _bind_unix(path: str) -> socket.socket:
+def _bind_unix(path: str, mode: int) -> socket.socket:
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _tune(listener)
-        previous = os.umask(0o177)  # the socket must never exist with more rights, not even for a moment
+        previous = os.umask(~mode & 0o777)  # the socket must never exist with more rights, not even for a moment
         try:
             listener.bind(path)
         finally:

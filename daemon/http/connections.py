@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ..sockets import BACKLOG
 from .problems import ProblemError
+from .security import PEER_UID
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -32,6 +34,8 @@ LINGER_S = 2.0
 """For a client that is refused to read why; until then what it sends is dropped, as a reset would lose the answer."""
 FIRST_REQUEST_S = 0.5
 """How long a clean stop waits for the requests of clients that have just connected."""
+_CREDENTIALS = struct.Struct("=iII")
+"""struct ucred: process, user and group (unix(7))."""
 MAX_PIPELINED = 16
 """Requests that wait on one connection for the answers to those before them."""
 
@@ -150,6 +154,7 @@ class LimitedProtocol(HttpToolsProtocol):
         "_head_bytes",
         "_in_head",
         "_limits",
+        "_peer_uid",
         "_refused",
     )
 
@@ -165,6 +170,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits = config.limits
         self._deadlines = config.deadlines
         self._crowded = False
+        self._peer_uid: int | None = None
         self._in_head = False
         self._head_bytes = 0
         self._body_bytes = 0
@@ -185,6 +191,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Take it, or hang up where even the reserve is used up."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self._peer_uid = _peer_uid(transport)
         surplus = len(self.connections) - self._limits.max_connections
         self._crowded = surplus > 0
         if surplus > RESERVED:
@@ -230,6 +237,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
+        if self._peer_uid is not None:
+            self.scope[PEER_UID] = self._peer_uid  # type: ignore[literal-required]  # for `security` alone
         self._in_head = True
         self._head_bytes = self._body_bytes = 0
         if not self._refused:
@@ -316,6 +325,15 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self._deadlines.stop(self)
         self.config.lingering.start(self)
+
+
+def _peer_uid(transport: asyncio.Transport) -> int | None:
+    """The user who connected to a Unix socket; None for any other socket."""
+    peer = transport.get_extra_info("socket")
+    if peer is None or peer.family != socket.AF_UNIX:
+        return None
+    _, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return int(uid)
 
 
 class _Pipeline(list[tuple[RequestResponseCycle, Any]]):

@@ -137,6 +137,16 @@ class EventHub:
             for listener in list(self._listeners):
                 self._cut_off(listener)
 
+    def end_streams(self, reason: str) -> None:
+        """End every stream that is open now with `bye`; whoever may still listen comes back with its cursor.
+
+        One that does not take what is under way to it is cut off after `send_timeout_s`.
+        """
+        for listener in self._listeners:
+            listener.dismissed_for = reason
+        self._wake_idle()
+        self._work.set()
+
     # ---- one listener --------------------------------------------------------------------------------------
 
     async def serve(
@@ -275,11 +285,13 @@ class EventHub:
     def _next_frame(self, listener: Listener) -> Frame | None:
         if self._closing:
             return self._source.bye(listener, "shutdown", len(self._listeners))
+        if listener.dismissed_for is not None:
+            return self._source.bye(listener, listener.dismissed_for, len(self._listeners))
         return self._source.next_frame(listener)
 
     def _rest(self, listener: Listener) -> None:
         """Have it wait its turn if there is more for it, else for the next round."""
-        if self._closing or self._source.has_more(listener):
+        if self._closing or listener.dismissed_for is not None or self._source.has_more(listener):
             self._enqueue(listener)
         else:
             self._idle.append(listener)

@@ -9,8 +9,10 @@ from starlette.responses import Response
 
 from ..loop import Phase
 from ..status import RootStatus, Status
+from ..tokens import Right
 from .backend import Backend
 from .problems import rfc3339
+from .security import AccessPolicy
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
@@ -18,7 +20,8 @@ _NO_STORE = {"Cache-Control": "no-store"}
 class HealthRoutes:
     """`/health`, `/health/checkpoints` and `/metrics`."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, access: AccessPolicy) -> None:
+        self._access = access
         self._backend = backend
         self._metrics = backend.metrics
 
@@ -26,10 +29,11 @@ class HealthRoutes:
         """The process answers. Tells nothing else: it is open to everyone."""
         return Response(b'{"status":"ok"}', headers=_NO_STORE, media_type="application/json")
 
-    async def checkpoints(self, _: Request) -> Response:
+    async def checkpoints(self, request: Request) -> Response:
         """How far the catalog can be trusted, and why. Always 200: the answer is in the body."""
         with self._metrics.loop.phase(Phase.SCRAPE):
-            body = msgspec.json.encode(health_of(self._backend.status()))
+            own = {"may_rebuild": self._access.right_of(request.scope) is Right.CHANGE}
+            body = msgspec.json.encode(health_of(self._backend.status()) | own)
         return Response(body, headers=_NO_STORE, media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:

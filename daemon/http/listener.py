@@ -28,6 +28,7 @@ class Listener:
         "announced",
         "blocked_since",
         "cursor",
+        "dismissed_for",
         "frame",
         "group",
         "has_gone",
@@ -56,6 +57,8 @@ class Listener:
         self.is_starting = True
         """Still to be shown what there is: it waits behind those who follow the changes."""
         self.has_gone = False
+        self.dismissed_for: str | None = None
+        """Why it is to be ended with `bye` before anything else is sent to it."""
 
 
 def opening_of(catalog: Catalog, asked: Asked) -> str | Cursor:

@@ -155,7 +155,8 @@ def _health() -> type[pydantic.BaseModel]:
     members["catalog_status"] = members.pop("state")
     members["last_build_time_seconds"] = members["last_build_time"] = members.pop("last_build_s")
     members["metadata_coverage"] = members_of(Status, "metadata_coverage")["metadata_coverage"]
-    return _model("CatalogHealth", _health.__doc__, members)
+    may_rebuild = Field(description="Whether whoever asks may also ask for a rebuild, by token, cookie or socket.")
+    return _model("CatalogHealth", _health.__doc__, members | {"may_rebuild": (bool, may_rebuild)})
 
 
 def _page() -> type[pydantic.BaseModel]:

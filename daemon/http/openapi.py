@@ -291,7 +291,11 @@ def _without_bodies(operation: dict[str, Any]) -> dict[str, Any]:
 def _security(access: AccessPolicy) -> dict[str, Any]:
     if access.is_open:
         return {}
-    token = {"type": "http", "scheme": "bearer", "description": "`ckptd token` prints it."}
+    token = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`ckptd token` prints it; `ckptd token --read` prints one that may only read.",
+    }
     cookie = {"type": "apiKey", "in": "cookie", "name": access.cookie_name, "description": "Set by `/?token=…`."}
     return {"securitySchemes": {"token": token, "cookie": cookie}}
 

@@ -1,11 +1,7 @@
 """AccessPolicy: who gets in, by which proof, and from which pages."""
 
-import hashlib
-import hmac
 import ipaddress
 import os
-import re
-import secrets
 import stat
 import sys
 from collections.abc import Iterable
@@ -19,15 +15,16 @@ from starlette.types import Scope
 from ckptd.catalog.roots import Root
 
 from ..settings import Access, Settings
+from ..tokens import Right, TokenFiles, Tokens, kept_tokens, readable_by_others
 from .problems import ProblemError
 
-TOKEN_NAME = "token"  # noqa: S105 - the name of a file
-"""In the state directory, mode 0600."""
-_TOKEN = re.compile(r"[!-~]{16,512}")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain"})
 _PUBLIC = frozenset({"/health", "/client.js", "/favicon.svg", "/sign-in.css"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+
+PEER_UID = "ckptd.peer_uid"
+"""In a request's scope: the user at the other end of a Unix socket (SO_PEERCRED, unix(7)), as the kernel knows it."""
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ckptd"'}
 """Of every 401 (RFC 9110, 15.5.2)."""
@@ -39,37 +36,35 @@ SECURITY_HEADERS = [
 ]
 
 
-class AccessError(Exception):
-    """Raised when no safe way to let people in could be set up; nothing may be bound then."""
-
-
 class AccessPolicy:
-    """Decides for each request whether it is let in. Pure but for `reload`: the token is read once."""
+    """Decides for each request whether it is let in. Pure but for `reload`: the tokens are read once."""
 
     def __init__(
         self,
         token: str | None,
         *,
+        read_token: str | None = None,
         hosts: frozenset[str] | None = None,
         origins: Iterable[str] = (),
-        token_path: str | None = None,
+        token_files: TokenFiles | None = None,
         warnings: Iterable[str] = (),
         trust_unix_socket: bool = True,
     ) -> None:
         """Args:
-        token: what a caller must know; None lets everyone read who reaches the socket.
+        token: what a caller must know to read and to ask for changes; None lets everyone in who reaches the socket.
+        read_token: what a caller must know to read alone.
         hosts: names that a `Host` header may carry; None for any.
         origins: of pages elsewhere that may read.
-        token_path: where the token was read from, for `reload`.
+        token_files: where the tokens were read from, for `reload`.
         warnings: for the operator.
-        trust_unix_socket: who can open the socket needs no other proof.
+        trust_unix_socket: who can open the socket needs no other proof to read, and its owner and root none at all.
         """
         self.hosts = hosts
         self.origins = frozenset(origins)
-        self.token_path = token_path
+        self.token_files = token_files
         self.warnings = tuple(warnings)
         self.trust_unix_socket = trust_unix_socket
-        self._use(token)
+        self._tokens = None if token is None else Tokens(token, read_token)
 
     @classmethod
     def from_settings(
@@ -89,34 +84,36 @@ class AccessPolicy:
         if bound is None:
             bound = [] if settings.uds is not None else [settings.host]
         loopback = all(map(is_loopback, bound))
-        token_path = None if _is_open(settings, roots, loopback=loopback) else _token_path(settings)
         warnings: list[str] = []
         if settings.allow_anonymous and not loopback:
             warnings.append("everyone who reaches this machine's address may read the catalog (allow_anonymous)")
-        if token_path is not None and settings.token_file is not None and _readable_by_others(token_path):
-            warnings.append(f"token_file: {token_path} can be read by other users; chmod 600 it")
+        for name, given in (("token_file", settings.token_file), ("read_token_file", settings.read_token_file)):
+            if given is not None and readable_by_others(given):
+                warnings.append(f"{name}: {given} can be read by other users; chmod 600 it")
         hosts = None
         if loopback:
             named = (urlsplit(origin).hostname for origin in settings.cors_origins)
             hosts = _LOOPBACK_NAMES | {settings.host.lower()} | {name for name in named if name}
-        token = None
-        if token_path is not None:
-            token = read_token(token_path) if settings.token_file else keep_token(token_path)
-        return cls(token, hosts=hosts, origins=settings.cors_origins, token_path=token_path, warnings=warnings)
+        tokens, files = None, None
+        if not _is_open(settings, roots, loopback=loopback):
+            tokens, files = kept_tokens(settings.state_dir, settings.token_file, settings.read_token_file)
+        policy = cls(None, hosts=hosts, origins=settings.cors_origins, token_files=files, warnings=warnings)
+        policy._tokens = tokens
+        return policy
 
     @property
     def is_open(self) -> bool:
         """No token is needed to read."""
-        return self._token is None
+        return self._tokens is None
 
     @property
     def cookie_name(self) -> str:
-        """Of the cookie that keeps a browser signed in."""
-        return self._cookie_name
+        """Of the cookie that keeps a browser signed in; empty where nobody has to."""
+        return "" if self._tokens is None else self._tokens.cookie_name
 
     def link(self, url: str) -> str:
         """`url` of the page, with the token that signs a browser in."""
-        return url if self._token is None else f"{url.rstrip('/')}/?{urlencode({'token': self._token})}"
+        return url if self._tokens is None else f"{url.rstrip('/')}/?{urlencode({'token': self._tokens.full})}"
 
     def announce(self, url: str, log: structlog.stdlib.BoundLogger) -> None:
         """Tell the operator how readers get in. The link with the token goes to a terminal, never to a log file."""
@@ -129,14 +126,19 @@ class AccessPolicy:
         else:
             log.info("readers need the token; `ckptd token` prints it", url=url)
 
-    def reload(self) -> None:
-        """Read the token again (SIGHUP); cookies made from the old one end.
+    def reload(self) -> bool:
+        """Read the tokens again (SIGHUP); cookies made from old ones end.
+
+        Returns:
+            Whether they are others now: streams that were opened with the old ones are to be ended.
 
         Raises:
-            AccessError: it cannot be read; the old one stays in force.
+            AccessError: one cannot be read; the old ones stay in force.
         """
-        if self.token_path is not None:
-            self._use(read_token(self.token_path))
+        if self.token_files is None:
+            return False
+        before, self._tokens = self._tokens, self.token_files.read()
+        return before != self._tokens
 
     # ---- one request ---------------------------------------------------------------------------------------
 
@@ -146,13 +148,23 @@ class AccessPolicy:
         Raises:
             ProblemError: with status 421, 403 or 401.
         """
-        if _is_public(path) or (self.trust_unix_socket and is_unix_socket(scope)):
-            return  # the socket lies in a directory of the owner's
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        self._check_host(headers)
-        if scope["method"] not in _SAFE_METHODS:
-            self._check_origin(scope, headers)
-        if self._token is not None and not self._proved(headers):
+        if _is_public(path):
+            return
+        headers = _headers(scope)
+        changes = scope["method"] not in _SAFE_METHODS
+        if not (self.trust_unix_socket and is_unix_socket(scope)):
+            self._check_host(headers)
+            if changes:
+                self._check_origin(scope, headers)
+        right = self.right_of(scope)
+        if right is Right.READ and changes:
+            raise ProblemError(
+                403,
+                "this token, or this user of the socket, may read only",
+                remedy="send the token that `ckptd token` prints, or run the command as the daemon's user or root",
+                field="Authorization",
+            )
+        if right is Right.NONE:
             raise ProblemError(
                 401,
                 "this catalog is read with a token",
@@ -161,6 +173,16 @@ class AccessPolicy:
                 field="Authorization",
                 headers=_CHALLENGE,
             )
+
+    def right_of(self, scope: Scope) -> Right:
+        """What the caller of a request may do, by its socket, its token or its cookie."""
+        right = Right.CHANGE if self._tokens is None else Right.NONE
+        if self.trust_unix_socket and is_unix_socket(scope):
+            # The mode of the socket says who may come; who may change something, the kernel does.
+            right = max(right, Right.CHANGE if scope.get(PEER_UID) in (0, os.geteuid()) else Right.READ)
+        if self._tokens is None or right is Right.CHANGE:
+            return right
+        return max(right, self._right_by_proof(self._tokens, _headers(scope)))
 
     def sign_in(self, scope: Scope, path: str) -> Response | None:
         """The answer to a visit by the link with the token: a cookie, and the address without the token.
@@ -171,14 +193,15 @@ class AccessPolicy:
             ProblemError: 401 for a wrong token, 421 for a wrong host.
         """
         is_visit = path == "/" and scope["method"] in ("GET", "HEAD") and b"token=" in scope["query_string"]
-        if self._token is None or not is_visit:
+        if self._tokens is None or not is_visit:
             return None
         query = parse_qsl(scope["query_string"].decode("latin-1"))
         given = [value for name, value in query if name == "token"]
         if not given:
             return None
-        self._check_host({name: value.decode("latin-1") for name, value in scope["headers"]})
-        if not _equal(given[0], self._token):
+        self._check_host(_headers(scope))
+        cookie = self._tokens.cookie_for(given[0])
+        if cookie is None:
             raise ProblemError(
                 401,
                 "the token is wrong",
@@ -191,8 +214,8 @@ class AccessPolicy:
         response = Response(status_code=303, headers={"Location": f"{home}?{rest}" if rest else home})
         response.headers["Cache-Control"] = "no-store"
         response.set_cookie(
-            self._cookie_name,
-            self._cookie_value,
+            self._tokens.cookie_name,
+            cookie,
             path=home,
             httponly=True,
             # Not strict: with it, whoever follows a link to the page from a chat or a wiki would be asked to sign in
@@ -225,14 +248,6 @@ class AccessPolicy:
         origin = headers.get(b"origin", b"").decode("latin-1")
         return origin in self.origins and b"access-control-request-method" in headers
 
-    def _use(self, token: str | None) -> None:
-        self._token = token
-        # Cookies are shared by all ports of a host: the name keeps two daemons apart, and the value is derived,
-        # so that the token itself is in no cookie jar.
-        secret = (token or "").encode()
-        self._cookie_name = "ckptd_" + hmac.digest(secret, b"cookie name", hashlib.sha256).hex()[:8]
-        self._cookie_value = hmac.digest(secret, b"cookie value", hashlib.sha256).hex()
-
     def _check_host(self, headers: dict[bytes, str]) -> None:
         given = headers.get(b"host", "")
         name = _host_name(given)
@@ -261,17 +276,15 @@ class AccessPolicy:
             value=origin or site,
         )
 
-    def _proved(self, headers: dict[bytes, str]) -> bool:
-        assert self._token is not None
+    def _right_by_proof(self, tokens: Tokens, headers: dict[bytes, str]) -> Right:
         scheme, _, given = headers.get(b"authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
-            return True
+        by_bearer = tokens.right_of(given.strip()) if scheme.lower() == "bearer" else Right.NONE
         try:
             cookies = SimpleCookie(headers.get(b"cookie", ""))
         except CookieError:
-            return False
-        morsel = cookies.get(self._cookie_name)
-        return morsel is not None and _equal(morsel.value, self._cookie_value)
+            return by_bearer
+        morsel = cookies.get(tokens.cookie_name)
+        return by_bearer if morsel is None else max(by_bearer, tokens.right_of_cookie(morsel.value))
 
 
 def is_loopback(host: str) -> bool:
@@ -311,52 +324,6 @@ def readable_by_everyone(path: bytes) -> bool:
     return modes[0] & stat.S_IROTH != 0 and all(mode & stat.S_IXOTH for mode in modes)
 
 
-def keep_token(path: str) -> str:
-    """The token kept at `path`, mode 0600; generated if there is none.
-
-    Raises:
-        AccessError: it can be neither read nor written.
-    """
-    try:
-        if os.path.lexists(path):
-            os.chmod(path, 0o600, follow_symlinks=False) if _readable_by_others(path) else None
-            return read_token(path)
-        token = secrets.token_urlsafe(32)
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        temporary = f"{path}.{secrets.token_hex(4)}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="ascii") as file:
-            file.write(token + "\n")
-            file.flush()
-            os.fsync(fd)
-        os.rename(temporary, path)
-    except OSError as error:
-        raise AccessError(
-            f"state_dir: the token cannot be kept in {path} ({error.strerror}); make it writable"
-        ) from error
-    return token
-
-
-def read_token(path: str) -> str:
-    """The token in the file `path`.
-
-    Raises:
-        AccessError: the file cannot be read, or does not hold 16 to 512 printable characters on one line.
-    """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(4096).strip().decode("ascii", "replace")
-    except OSError as error:
-        raise AccessError(
-            f"the token cannot be read from {path} ({error.strerror}); name a readable token_file"
-        ) from error
-    if not _TOKEN.fullmatch(text):
-        raise AccessError(
-            f"{path} holds no token: write one line of 16 to 512 printable characters, or delete the file"
-        )
-    return text
-
-
 def _is_open(settings: Settings, roots: Iterable[Root], *, loopback: bool) -> bool:
     if settings.allow_anonymous:
         return True
@@ -365,15 +332,8 @@ def _is_open(settings: Settings, roots: Iterable[Root], *, loopback: bool) -> bo
     return all(readable_by_everyone(root.path) for root in roots)
 
 
-def _token_path(settings: Settings) -> str:
-    return settings.token_file or os.path.join(settings.state_dir, TOKEN_NAME)
-
-
-def _readable_by_others(path: str) -> bool:
-    try:
-        return os.stat(path).st_mode & 0o077 != 0
-    except OSError:
-        return False  # reading it says what is wrong
+def _headers(scope: Scope) -> dict[bytes, str]:
+    return {name: value.decode("latin-1") for name, value in scope["headers"]}
 
 
 def _host_name(given: str) -> str:
@@ -381,7 +341,3 @@ def _host_name(given: str) -> str:
     if given.startswith("["):
         return given[1:].partition("]")[0].lower()
     return given.partition(":")[0].lower()
-
-
-def _equal(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())

@@ -12,6 +12,9 @@ from .listener import Listener
 from .snapshots import Snapshots
 from .sse import Cursor
 
+TOKEN_CHANGED = "the token was changed"  # noqa: S105 - a reason
+"""Why a stream ends when other tokens are in force: its reader comes back at once with the new one, or not at all."""
+
 
 class FrameSource:
     """Decides by a listener's state alone, and changes that state as if the frame were delivered next.
@@ -111,5 +114,5 @@ class FrameSource:
 def bye(reason: str, listeners: int) -> Frame:
     """The end of a stream. When to come back is spread out, so that not all of `listeners` do in the same moment."""
     spread_ms = max(2_000, listeners)
-    first_ms = 500 if reason == "shutdown" else 10_000
+    first_ms = 500 if reason in ("shutdown", TOKEN_CHANGED) else 10_000
     return Frame(sse.bye(reason, first_ms + random.randrange(spread_ms)), final=True)  # noqa: S311

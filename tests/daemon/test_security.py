@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from ckptd.catalog.roots import Root
-from ckptd.daemon.http import AccessError, AccessPolicy
+from ckptd.daemon.http import AccessError, AccessPolicy, connections
 from ckptd.daemon.http.security import readable_by_everyone
 from ckptd.daemon.settings import Access, Settings
-from tests.daemon.fakes import FakeBackend, RawListener, serving
+from ckptd.daemon.tokens import TokenFiles
+from tests.daemon.fakes import FakeBackend, RawListener, serving, until
 
 TOKEN = "a-token-of-32-characters-or-more"
 LOOPBACK = frozenset({"localhost"})
@@ -176,7 +177,7 @@ def test_cookies_of_two_daemons_on_one_host_have_different_names() -> None:
 async def test_after_a_reload_the_old_token_and_its_cookies_have_ended(backend: FakeBackend, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.write_text(TOKEN)
-    policy = AccessPolicy(TOKEN, hosts=LOOPBACK, token_path=str(kept))
+    policy = AccessPolicy(TOKEN, hosts=LOOPBACK, token_files=TokenFiles(str(kept)))
     kept.write_text("another-token-of-enough-characters")
     await asyncio.to_thread(policy.reload)
     async with serving(backend, policy) as server, server.client() as http:
@@ -265,3 +266,111 @@ async def test_every_answer_carries_the_security_headers(backend: FakeBackend) -
 async def _connect(address: Any) -> Any:
 
     return await asyncio.open_connection(*address)
+
+
+# ---- reading is not changing -----------------------------------------------------------------------------------
+
+READ_TOKEN = "a-token-of-32-characters-to-read"
+
+
+@pytest.mark.anyio
+async def test_the_token_for_readers_reads_everything_and_changes_nothing(backend: FakeBackend) -> None:
+    policy = AccessPolicy(TOKEN, read_token=READ_TOKEN, hosts=LOOPBACK)
+    async with serving(backend, policy) as server, server.client() as http:
+        reader, owner = ({"Authorization": f"Bearer {token}"} for token in (READ_TOKEN, TOKEN))
+        for path in ("/checkpoints", "/metrics", "/openapi.json"):
+            assert (await http.get(path, headers=reader)).status_code == 200
+        refused = await http.post("/rebuild", headers=reader)
+        assert refused.status_code == 403
+        assert "ckptd token" in refused.json()["remedy"]
+        assert backend.rebuilds == []
+        assert (await http.post("/rebuild", headers=owner)).status_code == 202
+        for headers, may in ((reader, False), (owner, True)):
+            assert (await http.get("/health/checkpoints", headers=headers)).json()["may_rebuild"] is may
+
+
+@pytest.mark.anyio
+async def test_a_browser_that_signed_in_to_read_cannot_change(backend: FakeBackend) -> None:
+    policy = AccessPolicy(TOKEN, read_token=READ_TOKEN, hosts=LOOPBACK)
+    async with serving(backend, policy) as server, server.client() as http:
+        signed_in = await http.get("/", params={"token": READ_TOKEN}, follow_redirects=False)
+        assert signed_in.status_code == 303
+        assert READ_TOKEN not in str(signed_in.headers)
+        assert (await http.get("/checkpoints")).status_code == 200
+        assert (await http.post("/rebuild")).status_code == 403
+        await http.get("/", params={"token": TOKEN}, follow_redirects=False)
+        assert (await http.post("/rebuild")).status_code == 202
+
+
+def test_a_token_for_readers_is_generated_beside_a_generated_token_and_never_beside_a_given_one(
+    public_root: str, tmp_path: Path
+) -> None:
+    policy_of(settings_of(public_root, tmp_path, access=Access.TOKEN))
+    kept, reading = ((tmp_path / name).read_text() for name in ("token", "read-token"))
+    assert kept != reading
+    assert stat.S_IMODE(os.stat(tmp_path / "read-token").st_mode) == 0o600
+    given = tmp_path / "given"
+    given.write_text(TOKEN)
+    given.chmod(0o600)
+    policy = policy_of(settings_of(public_root, tmp_path / "other", token_file=str(given)))
+    assert not (tmp_path / "other" / "read-token").exists()
+    assert policy.token_files == TokenFiles(str(given))
+
+
+def test_one_token_for_both_is_refused(public_root: str, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text(TOKEN)
+    with pytest.raises(AccessError, match="the same token"):
+        policy_of(settings_of(public_root, tmp_path, token_file=str(given), read_token_file=str(given)))
+
+
+@pytest.mark.anyio
+async def test_who_may_open_the_unix_socket_reads_and_only_its_owner_and_root_change(
+    backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says who connected: here that is us, and the daemon is somebody else's."""
+    path = str(tmp_path / "sock")
+    async with serving(backend, AccessPolicy(TOKEN, hosts=LOOPBACK), uds=path) as server, server.client() as http:
+        assert (await http.get("/health/checkpoints")).json()["may_rebuild"] is True
+        monkeypatch.setattr(connections, "_peer_uid", lambda _: 4_242)
+        async with server.client() as stranger:
+            assert (await stranger.get("/health/checkpoints")).json()["may_rebuild"] is False
+            assert (await stranger.post("/rebuild")).status_code == 403
+            owner = {"Authorization": f"Bearer {TOKEN}"}
+            assert (await stranger.post("/rebuild", headers=owner)).status_code == 202
+
+
+# ---- other tokens ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_streams_end_with_bye_when_the_tokens_change_and_resume_with_the_new_one_alone(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    kept = tmp_path / "token"
+    kept.write_text(TOKEN)
+    policy = AccessPolicy(TOKEN, hosts=LOOPBACK, token_files=TokenFiles(str(kept)))
+    backend.put("a.ckpt")
+    async with serving(backend, policy) as server, server.client() as http:
+        live = await server.listen(headers=f"Authorization: Bearer {TOKEN}\r\n")
+        await live.until("complete")
+        assert await asyncio.to_thread(policy.reload) is False
+        kept.write_text("another-token-of-enough-characters")
+        assert await asyncio.to_thread(policy.reload) is True
+        backend.hub.end_streams("the token was changed")
+        assert b'"reason":"the token was changed"' in await live.until("bye")
+        await until(lambda: len(backend.hub) == 0, "the stream is forgotten")
+        again = await http.get("/checkpoints/events", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert again.status_code == 401
+
+
+@pytest.mark.anyio
+async def test_a_stalled_listener_of_the_old_token_is_cut_off_as_well(tmp_path: Path) -> None:
+    backend = FakeBackend(settings_of(str(tmp_path), tmp_path / "state"), send_timeout_s=0.2)
+    backend.put_many(40_000)
+    async with serving(backend) as server:
+        stalled = await server.listen()  # and reads no more
+        await until(lambda: len(backend.hub) == 1)
+        backend.hub.end_streams("the token was changed")
+        await until(lambda: len(backend.hub) == 0, "who does not read is forgotten")
+        await stalled.close()

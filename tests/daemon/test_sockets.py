@@ -124,3 +124,37 @@ def test_sockets_from_systemd_are_set_up_like_our_own_and_their_files_are_left_a
             for fd in lifted:
                 os.close(fd)
     assert stat.S_ISSOCK(os.stat(path).st_mode)
+
+
+@pytest.mark.parametrize(("given", "mode"), [({}, 0o600), ({"uds_mode": "660"}, 0o660), ({"uds_mode": "0666"}, 0o666)])
+def test_the_mode_of_the_socket_is_what_is_set_and_the_state_socket_stays_its_owner_s(
+    given: dict[str, str], mode: int, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "ckptd.sock"
+    previous = os.umask(0)
+    try:
+        listeners = sockets.bind(_settings(tmp_path / "state", uds=str(path), **given), {})
+    finally:
+        os.umask(previous)
+    try:
+        assert stat.S_IMODE(os.stat(path).st_mode) == mode
+        assert stat.S_IMODE(os.stat(tmp_path / "state" / sockets.STATE_SOCKET).st_mode) == 0o600
+    finally:
+        _close(listeners)
+
+
+@pytest.mark.parametrize("mode", [660, 0o660, "rw-rw----", "1777", "888"])
+def test_a_mode_that_may_be_misread_is_refused_with_the_remedy(mode: object, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ValueError, match="uds_mode"):
+        _settings(tmp_path / "state", uds_mode=mode)
+
+
+def test_a_link_in_place_of_the_socket_is_never_followed_nor_removed(tmp_path: pathlib.Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    link = tmp_path / "link.sock"
+    link.symlink_to(precious)
+    with pytest.raises(sockets.BindError, match="not a socket"):
+        sockets.bind(_settings(tmp_path / "state", uds=str(link)), {})
+    assert link.is_symlink()
+    assert precious.read_text() == "mine"
