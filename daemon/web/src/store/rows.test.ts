@@ -136,6 +136,15 @@ test('while held, rows keep their places whatever comes', () => {
   )
 })
 
+test('a row that was deleted while rows were held goes once they are let go', () => {
+  const { store, clock } = storeOf(entryOf('a'))
+  store.held = true
+  store.delete(['a'])
+  store.held = false
+  clock.wind(4 * FADE_MS)
+  expect(shownIds(store)).toEqual([])
+})
+
 // ---- one by one -------------------------------------------------------------------------------------------------
 
 describe('flushes', () => {

@@ -246,6 +246,7 @@ export class RowStore {
       this.settle()
       this.show()
       this.notify({ isAsked: false })
+      this.awaitFading()
     }
   }
 
@@ -315,10 +316,14 @@ export class RowStore {
     this.show()
     this.notify({ isAsked: false })
     if (this.queue.length) this.schedule(true)
-    if (this.fading.length && !this.isHeld && !this.isFading) {
-      this.isFading = true
-      this.clock.after(this.fadeMs, () => this.endFading())
-    }
+    this.awaitFading()
+  }
+
+  /** See to it that rows which fade go once they have; while held they stay, and whoever lets go calls this. */
+  private awaitFading(): void {
+    if (!this.fading.length || this.isHeld || this.isFading) return
+    this.isFading = true
+    this.clock.after(this.fadeMs, () => this.endFading())
   }
 
   private endFading(): void {
