@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Self
 
 import anyio
@@ -31,6 +31,8 @@ from ckptd.catalog.verification import apply
 from ckptd.validators.architectures import table_digest
 from ckptd.validators.inspection import FileIdentity, Level
 
+from . import second_tries
+from .collectors import VERSION
 from .completeness import Completeness
 from .filesystems import Filesystems
 from .http.backend import RebuildMode
@@ -436,6 +438,7 @@ class Service:
     async def _upkeep(self) -> None:
         """What is done by the clock: progress, descriptions that were lost, the portable index."""
         index_at = anyio.current_time() + INDEX_DELAY_S
+        crashed_at = anyio.current_time()
         progress = Progress()
         while True:
             await anyio.sleep(PROGRESS_S)
@@ -446,6 +449,9 @@ class Service:
             self._read_undescribed()
             await self._note_judged()
             self._tell_state_notes()
+            if self._pipeline is not None and anyio.current_time() >= crashed_at:
+                await self._retry_crashed()
+                crashed_at = anyio.current_time() + second_tries.CHECK_S
             if anyio.current_time() >= index_at:
                 began_at = anyio.current_time()
                 await self._export_index()
@@ -464,10 +470,31 @@ class Service:
         if not self._journal.undescribed or not self._journal.durable or self._pipeline is None:
             return
         ids = self._journal.take_undescribed()
-        by_name = {root.name: root for root in self.roots}
         records = [record for checkpoint_id in ids if (record := self.catalog.get(checkpoint_id)) is not None]
-        keys = [Key(by_name[r.entry.root], r.relative_path) for r in records if r.entry.root in by_name]
-        self._pipeline.hint(keys, must_read=True)
+        self._pipeline.hint(self._keys(records), must_read=True)
+
+    async def _retry_crashed(self) -> None:
+        """Read again what ended a worker, where a day has passed since, or another ckptd did it."""
+        if self._pipeline is None:
+            return
+        kept, now = await anyio.to_thread.run_sync(self._state.get_meta, second_tries.TRIED), time.time()
+        if not second_tries.is_due(kept, VERSION, now):
+            return
+        try:
+            # Kept before they are read: should they end this process as well, the next one leaves them alone.
+            await self._journal.write(
+                lambda: self._state.set_meta(second_tries.TRIED, second_tries.tried(VERSION, now))
+            )
+        except StateError:
+            return  # told by the journal; asked again in a minute
+        records = second_tries.crashed(self.catalog)
+        if records:
+            self._log.info("what ended a worker is tried again", checkpoints=len(records))
+            self._pipeline.hint(self._keys(records), must_read=True)
+
+    def _keys(self, records: Iterable[Record]) -> list[Key]:
+        by_name = {root.name: root for root in self.roots}
+        return [Key(by_name[r.entry.root], r.relative_path) for r in records if r.entry.root in by_name]
 
     async def _export_index(self) -> None:
         if not self.settings.export_index:
