@@ -86,7 +86,7 @@ export const COLUMNS: readonly Column[] = [
     cell: nameCell,
   },
   textColumn('exp_name', 'Experiment', 150, true),
-  textColumn('architecture', 'Architecture', 100, true),
+  textColumn('architecture', 'Architecture', 116, true),
   numberColumn('epoch', 'Epoch', 64, true, plain),
   {
     id: 'metric',
