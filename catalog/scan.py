@@ -134,6 +134,8 @@ class _Pending(msgspec.Struct, frozen=True):
     is_link: bool = False
     beside_latest: bool = False
     """DeepSpeed's `latest` lies beside it."""
+    dangling: frozenset[bytes] = frozenset()
+    """Names in it that are links to nothing beneath the root: a sidecar of ours beside one describes what is gone."""
 
 
 class _Walk:
@@ -244,8 +246,13 @@ class _Walk:
 
     def _take(self, here: _Pending, entries: "list[os.DirEntry[str]]", names: list[bytes]) -> None:
         self._files.remember(here.path, names)
-        here = msgspec.structs.replace(here, beside_latest=LATEST in names)
         prefix = here.path + b"/" if here.path else b""
+        dangling = frozenset(
+            name
+            for name, entry in zip(names, entries, strict=True)
+            if entry.is_symlink() and self._dangles(prefix + name)
+        )
+        here = msgspec.structs.replace(here, beside_latest=LATEST in names, dangling=dangling)
         for name, entry in zip(names, entries, strict=True):
             try:
                 self._take_entry(prefix + name, name, entry, here)
@@ -262,7 +269,7 @@ class _Walk:
         elif named:
             self._take_file(path, entry)
         else:
-            self._take_other(path, name, here.path)
+            self._take_other(path, name, here)
 
     def _take_file(self, path: bytes, entry: "os.DirEntry[str]") -> None:
         status = entry.stat(follow_symlinks=False)
@@ -271,15 +278,22 @@ class _Walk:
             return
         self._found(Found(path, self._identities(self._files, path, identity_of(status)), status.st_dev))
 
-    def _take_other(self, path: bytes, name: bytes, directory: bytes) -> None:
+    def _take_other(self, path: bytes, name: bytes, here: _Pending) -> None:
         if name.endswith((b".tmp", b".swap")) and is_temporary_name(name):
             self._note(self.scan.leftovers, path)
         elif name.endswith(_SIDECAR_OF_OURS) and is_sidecar_name(name):
-            names = self._files.names_of(directory)
-            if not any(candidate in names for candidate in checkpoints_of_sidecar(name, self._suffixes)):
+            names = self._files.names_of(here.path)
+            candidates = checkpoints_of_sidecar(name, self._suffixes)
+            if not any(candidate in names and candidate not in here.dangling for candidate in candidates):
                 self._note(self.scan.orphans, path)
 
     # ---- links ---------------------------------------------------------------------------------------------
+
+    def _dangles(self, path: bytes) -> bool:
+        try:
+            return self._files.status(path) is None
+        except OSError:
+            return False  # that is no absence
 
     def _take_link(self, path: bytes, name: bytes, entry: "os.DirEntry[str]", here: _Pending) -> None:
         named = is_checkpoint_name(name, self._suffixes)
@@ -300,7 +314,7 @@ class _Walk:
         elif named:
             self._alias(path, status, entry.stat(follow_symlinks=False))
         else:
-            self._take_other(path, name, here.path)
+            self._take_other(path, name, here)
 
     def _alias(self, path: bytes, status: os.stat_result, own: os.stat_result) -> None:
         link = self._resolve(path)

@@ -395,6 +395,9 @@ class Pipeline:
                     break
                 known = self._catalog.get(key.id)
                 seen = _Seen(sight, known, await anyio.to_thread.run_sync(self._recall, key, sight, known))
+        if _became_a_link(seen.known, record):
+            assert seen.known is not None
+            await self._sidecars.checkpoint_gone(key.root, seen.known)  # what it describes is gone; links have none
         if verdict is Verdict.WHOLE:
             self._sidecars.consider(key.root, record, description.sidecar, outdated=description.outdated)
 
@@ -526,6 +529,10 @@ def _record(key: Key, sight: Sight, description: Description, verdict: Verdict) 
         metadata_source=metadata_source(description.sidecar),
         alias_of=sight.alias_of,
     )
+
+
+def _became_a_link(known: Record | None, record: Record) -> bool:
+    return known is not None and known.identities.link is None and record.identities.link is not None
 
 
 def _offline(current: Record | None) -> Record | None:
