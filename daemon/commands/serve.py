@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..memory import share_arenas
 from .flags import add_setting_flags, settings_from
 
 
@@ -18,6 +19,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json and options.log_format is None:
         options.log_format = "json"
     settings = settings_from(options)
+    share_arenas()
     # Imported after the settings, so that an error in them answers at once. The zygote imports beside us: on two cores
     # the first description comes a quarter of a second earlier.
     from ..answers import Limits
