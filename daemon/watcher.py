@@ -22,6 +22,7 @@ import watchfiles
 
 from ckptd.catalog.roots import Root
 
+from .inotify import why_no_watch
 from .mounts import Mount, is_beneath, mount_holding, mounts_beneath, read_mounts
 
 TICK_S = 0.5
@@ -34,6 +35,8 @@ BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LONGEST_BACKOFF_S = 60.0
 TOLD_EACH_S = 600.0
 """A watch that keeps breaking is logged for its first few failures, then this often; health says so all the time."""
+PROBE_S = 2.0
+"""How often the kernel is asked for one more watch: watchfiles leaves out, silently, what it cannot watch."""
 STEADY_S = 30.0
 """A watch that lasted so long was well: the next failure is retried at once again."""
 LARGE_BATCH = 4096
@@ -88,6 +91,7 @@ class _End(enum.Enum):
 
     REPLACED = "the root was replaced by another directory"
     MOUNTS = "what is mounted beneath the root has changed"
+    WATCHES = "there are free watches again"
 
 
 class _RootReplaced(Exception):
@@ -141,17 +145,20 @@ async def watch_root(
         debounce_ms: longest wait to group events.
         poll_s: time between two scans of what lies on a network filesystem, in seconds.
     """
-    watch = _Watch(root, on_hints, state, step_ms=step_ms, debounce_ms=debounce_ms, poll_s=poll_s)
+    watch = _Watch(root, on_hints, state, log=log, step_ms=step_ms, debounce_ms=debounce_ms, poll_s=poll_s)
     failures = 0
     told_at = -TOLD_EACH_S
     while True:
         began_at = anyio.current_time()
+        end = None
         try:
-            reason = (await watch.run()).value
+            end = await watch.run()
+            reason = end.value
         except Exception as error:  # noqa: BLE001 - the rim: watchfiles raises many kinds, each ends one watch
             reason = _explain(error)
         finally:
             started, state.watching = state.watching, False
+        started = started or end is _End.WATCHES
         lasted_s = anyio.current_time() - began_at
         failures = 0 if started and lasted_s > STEADY_S else failures + 1
         delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
@@ -176,11 +183,13 @@ class _Watch:
         on_hints: Callable[[Hints], None],
         state: WatcherState,
         *,
+        log: structlog.stdlib.BoundLogger,
         step_ms: int,
         debounce_ms: int,
         poll_s: float,
     ) -> None:
         self._root = root
+        self._log = log
         self._on_hints = on_hints
         self._state = state
         self._step_ms = step_ms
@@ -189,6 +198,8 @@ class _Watch:
         self._seen_alive_at = _alive_s()
         self._second_looks: list[tuple[float, bytes]] = []
         self._poll_at = 0.0
+        self._probe_at = 0.0
+        self._lacks_watches = False
         # Threads of its own: a root on a hanging disk must not use up those that others wait for.
         self._event_thread = anyio.CapacityLimiter(1)
         self._glance_thread = anyio.CapacityLimiter(1)
@@ -203,6 +214,7 @@ class _Watch:
         glance = await self._wait_for_root()
         self._state.polled = glance.polled
         self._poll_at = anyio.current_time() + self._poll_s
+        self._probe_at, self._lacks_watches = 0.0, False
         if b"" in glance.polled:
             self._state.last_error = "network filesystem: no events, it is scanned on a timer"
             self.tell(everything=True)
@@ -261,6 +273,25 @@ class _Watch:
                 return _End.REPLACED
             if now != watched:
                 return _End.MOUNTS
+            if self._state.watching or self._lacks_watches:
+                lacked = self._lacks_watches
+                await self._probe()
+                if lacked and not self._lacks_watches:
+                    return _End.WATCHES
+
+    async def _probe(self) -> None:
+        """Find out whether directories may have been left out for want of watches, now and then."""
+        if anyio.current_time() < self._probe_at:
+            return
+        self._probe_at = anyio.current_time() + PROBE_S
+        lacking = await anyio.to_thread.run_sync(why_no_watch, abandon_on_cancel=True, limiter=self._glance_thread)
+        if lacking is not None:
+            # Events of what is watched go on; what is made from now on is found by sweeps.
+            self._state.watching, self._state.last_error = False, lacking
+            if not self._lacks_watches:
+                self._log.warning("directories are not watched", root=self._root.name, reason=lacking)
+                self.tell(everything=True)
+        self._lacks_watches = lacking is not None
 
     def _next_tick_s(self) -> float:
         next_look_at = self._second_looks[0][0] if self._second_looks else anyio.current_time() + TICK_S
@@ -430,7 +461,7 @@ def _explain(error: BaseException) -> str:
         error = error.exceptions[0]
     if isinstance(error, OSError) and "watch" in str(error).lower() and "limit" in str(error).lower():
         return f"{error}; raise fs.inotify.max_user_watches (sysctl)"
-    if isinstance(error, OSError) and "creating recommended watcher" in str(error) and "os error 24" in str(error):
+    if "creating recommended watcher" in str(error) and "os error 24" in str(error):
         # inotify_init1(2) says EMFILE for both; which of them it was does not come through watchfiles.
         return f"{error}; raise fs.inotify.max_user_instances (sysctl), or the limit of open files (ulimit -n)"
     if "Unable to decode path" in str(error):

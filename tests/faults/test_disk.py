@@ -1,27 +1,17 @@
 """Disks that refuse, fill up and go away, under the running daemon: nothing is lost, everything is told."""
 
-import contextlib
 import os
 import pathlib
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.daemon.real_mounts import mount, tmpfs, unmount
+from tests.faults.faulty_services import Ordinary, become, filled, has_reason, healthy, shown, swept
 from tests.service.checkpoints import checkpoint_bytes, rename_in, write_in_place
 from tests.service.daemons import Daemon, eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(150)]
-
-
-class Ordinary(Daemon):
-    """A daemon for which file modes count: root without the right to override them."""
-
-    def command(self) -> list[str]:
-        """The command line."""
-        return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", *super().command()]
 
 
 @pytest.fixture
@@ -29,57 +19,6 @@ def outputs(tmp_path: pathlib.Path) -> pathlib.Path:
     path = tmp_path / "outputs"
     path.mkdir()
     return path
-
-
-def shown(daemon: Daemon, *fields: str) -> dict[str, Any]:
-    """Of each entry these fields, or the one field."""
-    picked = {path: tuple(entry[field] for field in fields) for path, entry in daemon.entries().items()}
-    return {path: values[0] for path, values in picked.items()} if len(fields) == 1 else picked
-
-
-def become(daemon: Daemon, expected: dict[str, Any], *fields: str, deadline_s: float = 30) -> None:
-    """Wait until exactly these entries are listed, with these values."""
-    eventually(
-        lambda: shown(daemon, *fields) == expected,
-        f"{expected}; last: {shown(daemon, *fields)}; {daemon.log()[-1500:]}",
-        deadline_s=deadline_s,
-    )
-
-
-def swept(daemon: Daemon, mode: str = "sweep") -> dict[str, Any]:
-    """Health after a sweep that began from now on."""
-    moment = time.time()
-    daemon.rebuild(mode)
-    return daemon.wait_complete(moment)
-
-
-def has_reason(daemon: Daemon, text: str) -> dict[str, Any]:
-    def said() -> dict[str, Any] | None:
-        health = daemon.health()
-        return health if any(text in reason for reason in health["reasons"]) else None
-
-    return eventually(said, f"health says {text!r}")
-
-
-def healthy(daemon: Daemon) -> dict[str, Any]:
-    return eventually(
-        lambda: h if (h := daemon.health())["catalog_status"] == "healthy" else None, f"healthy: {daemon.health()}"
-    )
-
-
-@contextlib.contextmanager
-def filled(directory: pathlib.Path) -> Iterator[None]:
-    """No byte is free on the filesystem of `directory` while the context lasts."""
-    ballast = directory / "ballast"
-    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        for size in (1 << 20, 4096, 512):
-            with contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(size))
-    try:
-        yield
-    finally:
-        ballast.unlink()
 
 
 # ---- rights ------------------------------------------------------------------------------------------------------
