@@ -113,6 +113,8 @@ class Completeness(Generic[Key]):
 
     def __init__(self, roots: Iterable[str]) -> None:
         self._proved: dict[str, float | None] = dict.fromkeys(roots)
+        self._proved_by = dict.fromkeys(self._proved, 0)
+        """The number of the sweep that is the proof: the wall clock may be set back, sweeps are counted on."""
         self._begun = dict.fromkeys(self._proved, 0)
         self._cache_s: dict[str, float] = {}
         self._tickets: dict[str, list[Ticket[Key]]] = {root: [] for root in self._proved}
@@ -160,6 +162,10 @@ class Completeness(Generic[Key]):
         """Start of the last sweep of `root` that is a proof, without regard to attribute caches."""
         return self._proved[root]
 
+    def is_met(self, ticket: Ticket[Key]) -> bool:
+        """Whether that sweep, or one that began after it, is a proof."""
+        return self._proved_by[ticket.root] >= ticket.number
+
     def complete_as_of(self, root: str) -> float | None:
         """What happened in `root` before this is in the catalog; epoch seconds, None if nothing is proved."""
         proved = self._proved[root]
@@ -185,9 +191,9 @@ class Completeness(Generic[Key]):
     def settle(self, ticket: Ticket[Key]) -> None:
         """Take a ticket for what it has become: a proof, a failure, or neither yet."""
         if ticket.is_proof:
-            proved = self._proved[ticket.root]
-            self._proved[ticket.root] = ticket.started_at if proved is None else max(proved, ticket.started_at)
-            for older in [t for t in self._tickets[ticket.root] if t.started_at <= ticket.started_at]:
+            if ticket.number > self._proved_by[ticket.root]:
+                self._proved[ticket.root], self._proved_by[ticket.root] = ticket.started_at, ticket.number
+            for older in [t for t in self._tickets[ticket.root] if t.number <= ticket.number]:
                 self._drop(older)
         elif ticket.ended_well is False:
             self._drop(ticket)

@@ -275,8 +275,7 @@ class Tree:
     def _is_settled(self, ticket: Ticket[Key]) -> bool:
         if ticket.is_proof or ticket.ended_well is False:
             return True
-        proved = self._completeness.proved(self.root.name)
-        return proved is not None and proved >= ticket.started_at
+        return self._completeness.is_met(ticket)
 
     # ---- directories that become or cease to be checkpoints ------------------------------------------------
 

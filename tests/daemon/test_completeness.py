@@ -159,6 +159,18 @@ def test_a_later_proof_stands_though_an_earlier_sweep_is_proved_after_it() -> No
     assert not completeness._awaited
 
 
+def test_after_the_wall_clock_was_set_back_nothing_is_claimed_of_the_future() -> None:
+    completeness: Completeness[str] = Completeness(["/a"])
+    completeness.begin("/a", 1_000_000.0).ended(True)
+    late = completeness.begin("/a", 1_000_010.0)
+    set_back = completeness.begin("/a", 500.0)
+    set_back.ended(True)
+    assert completeness.overall() == 500.0
+    assert completeness.is_met(late)
+    late.ended(True)
+    assert completeness.overall() == 500.0
+
+
 def test_one_look_may_complete_several_sweeps() -> None:
     completeness = Completeness[str]([A, B])
     begin(completeness, A, 100, "x")
