@@ -16,7 +16,6 @@ _METAVARS = {
     "cors_origins": "ORIGIN",
     "required_keys": "KEY",
     "redact_names": "NAME",
-    "redact_names": "NAME",
 }
 
 
