@@ -24,6 +24,7 @@ from ckptd.validators.reader import identity_of
 
 from .settle import LookKind
 
+READ_ERROR = "file.read_error"
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 _NO_CHECKPOINT = (errno.EINVAL, errno.ENXIO, errno.EISDIR)
 """What `open_checkpoint` says of a FIFO or device, of a socket, and of a directory that no format claims."""
@@ -385,5 +386,10 @@ def _unopened_identities(root_fd: int, path: bytes, link: os.stat_result | None)
     return msgspec.structs.replace(identities, link=None if link is None else identity_of(link))
 
 
+def could_not_read(record: Record) -> bool:
+    """Whether the disk refused a checkpoint's bytes: that may end without any change of the file."""
+    return any(found.code == READ_ERROR for found in record.entry.findings)
+
+
 def _is_settled(record: Record) -> bool:
-    return record.entry.health in (Health.VALID, Health.INVALID)
+    return record.entry.health in (Health.VALID, Health.INVALID) and not could_not_read(record)

@@ -6,6 +6,7 @@ and every outcome leaves through the journal.
 
 import collections
 import contextlib
+import errno
 import math
 import os
 import time
@@ -37,7 +38,7 @@ from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Seal
 
 from .journal import Journal
-from .look import Opened, Sight, Viewer
+from .look import READ_ERROR, Opened, Sight, Viewer, could_not_read
 from .metrics import DescribeOutcome, Metrics
 from .settle import Look, LookKind, Phase, Settle, Verdict
 from .sidecars import SidecarWriter, keep_state_metadata
@@ -49,6 +50,11 @@ LOOKS_AT_ONCE = 192
 DIRECTORIES_AT_ONCE = 6
 """Checkpoints that are directories, of those; each holds up to `opening.OPENED_PARTS` descriptors more."""
 
+REFUSED_LOOKS = 3
+"""After so many looks a second apart, a file whose bytes the disk refuses is listed as that."""
+DISK_ERRORS = frozenset(
+    (errno.EIO, errno.ESTALE, errno.ENXIO, errno.ETIMEDOUT, errno.EREMOTEIO, errno.EUCLEAN, errno.EBADMSG)
+)
 UNSTEADY_LOOKS = 3
 """A directory whose files changed while they were read, so many times in a row, is being written."""
 
@@ -130,6 +136,7 @@ class Pipeline:
         """Looks that ended, and whose outcome is not visible yet."""
         self._directories = anyio.CapacityLimiter(DIRECTORIES_AT_ONCE)
         self._unsteady: collections.Counter[Key] = collections.Counter()
+        self._refused: collections.Counter[Key] = collections.Counter()
         self._forced: set[Key] = set()
         self._told_writing: dict[Key, float] = {}
         self._aliases: dict[CheckpointId, dict[CheckpointId, Key]] = {}
@@ -270,6 +277,11 @@ class Pipeline:
     async def _judge(self, key: Key, seen: _Seen, moved: Mapping[int, CheckpointId], sweeps: int) -> None:
         try:
             sight, description = await self._open_and_describe(key, seen.sight)
+            refused = description is not None and any(
+                found.code == READ_ERROR for found in description.inspection.findings
+            )
+            if description is not None and refused and self._is_known_refused(key, description.inspection.identity):
+                sight, description = Sight(kind=LookKind.UNCHANGED), None
             seen = seen._replace(sight=sight)
             if seen.sight.kind is LookKind.SEEN and description is None:
                 return
@@ -318,8 +330,11 @@ class Pipeline:
         except Unreadable as error:
             outcome = DescribeOutcome.UNREADABLE
             self._problem("checkpoint unreadable", key, error.message)
-            self._settle.abort(key, anyio.current_time(), retry_in_s=1.0)
-            return None
+            if not self._is_lasting(key, opened.identities.file, error):
+                self._settle.abort(key, anyio.current_time(), retry_in_s=1.0)
+                return None
+            problem = finding(READ_ERROR, error.message)
+            description = failed_description(opened.request, opened.identities.file, problem, seal=Seal.SEALED)
         except WorkerDied as death:
             outcome = DescribeOutcome.WORKER_DIED
             self.counts.worker_deaths += 1
@@ -331,6 +346,18 @@ class Pipeline:
                 self._metrics.observe_description(outcome, time.perf_counter() - started)
         self.counts.described += 1
         return description
+
+    def _is_lasting(self, key: Key, identity: FileIdentity, error: Unreadable) -> bool:
+        """Whether to list a file whose bytes the disk refuses: to wait for them would hold up all that is claimed."""
+        if error.errno not in DISK_ERRORS:  # no descriptors, no memory: says nothing of the file
+            return False
+        self._refused[key] += 1
+        return self._refused[key] >= REFUSED_LOOKS or self._is_known_refused(key, identity)
+
+    def _is_known_refused(self, key: Key, identity: FileIdentity) -> bool:
+        """Whether it is published already that this state of a file cannot be read."""
+        known = self._catalog.get(key.id)
+        return known is not None and known.identities.file == identity and could_not_read(known)
 
     def _is_unsteady(self, key: Key, opened: Opened) -> bool:
         """Whether to say of a directory that it is being written: to read all its files takes time, and may never
@@ -348,6 +375,7 @@ class Pipeline:
         look = _as_look(sight, description)
         verdict = self._settle.looked(key, look, anyio.current_time(), time.time_ns())
         self._unsteady.pop(key, None)
+        self._refused.pop(key, None)
         if sight.kind is LookKind.UNCHANGED:
             self.counts.unchanged += 1
         if sight.kind is LookKind.SEEN:

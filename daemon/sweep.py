@@ -16,6 +16,7 @@ from ckptd.catalog.roots import DEFAULT_SUFFIXES, Root
 from ckptd.catalog.scan import Found, Scan, scan_tree
 
 from .completeness import Completeness, SweepSchedule, Ticket
+from .look import could_not_read
 from .mounts import Mount, MountTable, is_beneath, mount_holding, mount_of, mounts_beneath, mounts_of_root, read_mounts
 
 __all__ = ["Completeness", "KnownPaths", "SweepReport", "SweepSchedule", "Ticket", "sweep_root", "sweep_unopened"]
@@ -195,7 +196,7 @@ def _doubtful(
 
 def _is_as_published(record: Record | None, identities: Identities) -> bool:
     """Whether a look would find nothing new: same files, and nothing about it was left open."""
-    if record is None or record.entry.health in (Health.WRITING, Health.OFFLINE):
+    if record is None or record.entry.health in (Health.WRITING, Health.OFFLINE) or could_not_read(record):
         return False
     return record.identities.are_still(identities)
 

@@ -145,6 +145,7 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
         _E,
         "the process that parsed this file died; the file is hostile or damaged, do not load it",
     ),
+    "file.read_error": (_E, "check the disk, and restore from a copy; it is read again with each sweep"),
     "file.unreadable": (_E, "check the permissions and the disk; it is looked at again when it changes"),
 }
 """code → (severity, remedy)."""
