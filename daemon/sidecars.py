@@ -6,6 +6,7 @@ that succeeds, all others there follow.
 """
 
 import collections
+import enum
 import errno
 import math
 import os
@@ -47,6 +48,9 @@ KNOWN_PER_TURN = 1000
 RETRY_UNWRITABLE_S = 600.0
 """A directory that refused a sidecar is tried again after this time."""
 
+RETRY_MET_S, MET_TRIES = 2.0, 5
+"""Where a sidecar was met that nobody knew of: when it is tried again, and how often."""
+
 RETRY_FAILED_S = 60.0
 """After a full disk or an I/O error, or where something else has the sidecar's name."""
 
@@ -61,6 +65,12 @@ class _Wanted(NamedTuple):
     file: FileIdentity
     outdated: bool = False
     """There is one of ours, and more has become known since."""
+
+
+class _Met(enum.Enum):
+    """One had the name at the moment when ours was to be written."""
+
+    MET = enum.auto()
 
 
 _Place = tuple[Root, bytes]
@@ -123,6 +133,8 @@ class SidecarWriter:
         self._refusals: dict[_Place, OSError] = {}
         self._warned: set[tuple[_Place, int | None]] = set()
         self._under_way: collections.Counter[CheckpointId] = collections.Counter()
+        self._met: collections.Counter[_Wanted] = collections.Counter()
+        """How often a sidecar was met where one was to be written; see `_try_again`."""
         self._closing = False
         self._wrote: set[Root] = set()
         self.skipped = 0
@@ -250,6 +262,8 @@ class SidecarWriter:
             record = self._catalog.get(wanted.id)
             if record is not None and _still_wanted(record, wanted):
                 await self._write_for(record, wanted)
+            else:
+                self._met.pop(wanted, None)
         except Exception as error:  # noqa: BLE001
             # The rim of one sidecar: the checkpoint is listed all the same.
             self._log.exception("a sidecar could not be written", id=wanted.id, error=repr(error))
@@ -265,6 +279,7 @@ class SidecarWriter:
         match outcome:
             case _Written():
                 written = outcome
+                self._met.pop(wanted, None)
                 self._note_written((wanted.root, os.path.dirname(record.relative_path)))
                 change = Change(wanted.id, lambda current: _with_sidecar(current, wanted, written))
                 await self._journal.submit(change, amended=outcome.description)
@@ -275,8 +290,19 @@ class SidecarWriter:
                 self._note_refused(record, wanted, outcome.error)
                 change = Change(wanted.id, lambda current: _in_state(current, wanted, refused))
                 await self._journal.submit(change, amended=outcome.description)
+            case _Met.MET:
+                self._try_again(wanted)
             case None:
                 pass  # the file changed meanwhile: a look at it is due, and considers its sidecar anew
+
+    def _try_again(self, wanted: _Wanted) -> None:
+        """A look finds the sidecar that was met, and then none is wanted. If it has gone before any look, the look
+        that its going causes sees nothing new: nobody else would write one."""
+        self._met[wanted] += 1
+        if self._met[wanted] <= MET_TRIES:
+            self._schedule(wanted, RETRY_MET_S)
+        else:
+            del self._met[wanted]
 
     def _note_written(self, place: _Place) -> None:
         self.written += 1
@@ -305,7 +331,7 @@ class SidecarWriter:
                 remedy="give the daemon write access, or set sidecars: off; it is tried again by itself",
             )
 
-    def _write(self, record: Record, wanted: _Wanted) -> _Written | _Refused | None:
+    def _write(self, record: Record, wanted: _Wanted) -> _Written | _Refused | _Met | None:
         """Runs in a thread."""
         description = self._describe(wanted.id)
         if description is None or description.inspection.identity != wanted.file:
@@ -321,7 +347,7 @@ class SidecarWriter:
             return self._write_file(description, record.relative_path, wanted)
         except FileExistsError:
             blocked = _blocked(wanted.root, sidecar_path(record.relative_path, long_name=self._long_name))
-            return None if blocked is None else _refused(blocked, description)
+            return _Met.MET if blocked is None else _refused(blocked, description)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 return None  # the checkpoint is gone: a look at it is due

@@ -129,7 +129,7 @@ class _Soak:
                 self._round(churn, shadows, begun, restarting=restarting)
             exit_code, stopped_s = self._end()
         log = self._daemon.log()
-        tracebacks = log.count("Traceback (most recent call last)")
+        tracebacks = [line for line in log.splitlines() if "Traceback (most recent call last)" in line]
         return self._verdict(readers, stalled, shadows, churn, exit_code, stopped_s, tracebacks)
 
     def _round(self, churn: Churn, shadows: list[Shadow], begun: float, *, restarting: bool) -> None:
@@ -178,10 +178,10 @@ class _Soak:
         churn: Churn,
         exit_code: int,
         stopped_s: float,
-        tracebacks: int,
+        tracebacks: list[str],
     ) -> list[Row]:
         found = [line.found for line in self._lines]
-        say_wrong(self._lines[-1].minute, self._faults.wrong, readers.wrong)
+        say_wrong(self._lines[-1].minute, self._faults.wrong, readers.wrong, tracebacks)
         answers = sum(readers.answers.values())
         reached, resumed, resets = (
             sum(getattr(shadow, name) for shadow in shadows) for name in ("connections", "resumed", "resets")
@@ -192,7 +192,7 @@ class _Soak:
             _none("sidecars torn, missing or left over", sum(len(each.files) for each in found)),
             _none(f"wrong among {answers:,} answers", len(readers.wrong)),
             _none("faults that it did not outlive", len(self._faults.wrong)),
-            _none("tracebacks in the log", tracebacks),
+            _none("tracebacks in the log", len(tracebacks)),
             _none("exit code after SIGTERM", exit_code),
             Row("SIGTERM with everybody connected", f"{stopped_s:.1f} s", "5 s", "ok" if stopped_s <= 5 else "MISSED"),
             *self._growth(),
