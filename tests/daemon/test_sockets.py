@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import shutil
 import socket
 import stat
 import subprocess
@@ -158,3 +159,37 @@ def test_a_link_in_place_of_the_socket_is_never_followed_nor_removed(tmp_path: p
         sockets.bind(_settings(tmp_path / "state", uds=str(link)), {})
     assert link.is_symlink()
     assert precious.read_text() == "mine"
+
+
+_CUT_OFF = """
+import errno, os, select, socket, subprocess, sys
+from ckptd.daemon import sockets
+from ckptd.daemon.settings import load_settings
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+sockets.USER_TIMEOUT_MS = 1_000
+settings = load_settings({"state_dir": sys.argv[1], "roots": (sys.argv[1],), "port": 0}, env={})
+listener = sockets.bind(settings, {}).sockets[0]
+listener.setblocking(True)
+client = socket.create_connection(listener.getsockname())
+connection, _ = listener.accept()
+subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+connection.send(b"are you there?")
+poll = select.poll()
+poll.register(connection, select.POLLERR)
+noticed = poll.poll(60_000)
+error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+print("noticed" if noticed and error in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH) else error)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.slow
+def test_a_peer_that_cannot_be_reached_any_more_is_noticed(tmp_path: pathlib.Path) -> None:
+    """TCP_USER_TIMEOUT, inherited by the connection; without it, the kernel tries for a quarter of an hour."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        pytest.skip("needs unshare and ip")
+    command = ["unshare", "--net", sys.executable, "-c", _CUT_OFF, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no network namespaces here: {done.stderr}")
+    assert done.stdout == "noticed\n", done.stderr
