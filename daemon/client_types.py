@@ -62,6 +62,8 @@ class CheckpointDetail(CheckpointEntry, frozen=True, kw_only=True, gc=True):
     """Keys of a person's sidecar that the schema does not know."""
     sidecar: SidecarStatus = SidecarStatus.NONE
     config: Plain = None
+    redacted: int = 0
+    """Values of config and hyper-parameters that are hidden: they looked like secrets."""
     verified_at: str | None = None
     """When every byte of this file was last read, RFC 3339."""
     hyper_parameters: dict[str, Plain] | None = None

@@ -36,6 +36,8 @@ export interface CheckpointDetail extends Entry {
   readonly user?: { readonly [key: string]: Plain }
   readonly sidecar?: string
   readonly config?: Plain
+  /** Values of config and hyper-parameters that are hidden: they looked like secrets. */
+  readonly redacted?: number
   readonly verified_at?: string | null
   readonly hyper_parameters?: { readonly [key: string]: Plain } | null
   readonly callbacks?: readonly CallbackState[]
@@ -209,6 +211,8 @@ export interface CatalogHealth {
   readonly worker_crashes: number
   readonly sandbox: string
   readonly verification: VerifierStatus | null
+  /** Whether this browser may ask for a rebuild. */
+  readonly may_rebuild?: boolean
 }
 
 export interface RecentError {
