@@ -58,7 +58,7 @@ def test_what_is_held_by_a_key_of_that_name_is_hidden(name: str) -> None:
         *(("eos_token", "<|endoftext|>"), ("class_token", True), ("use_auth_token", False), ("token_type", "word")),
         *(("key", "value"), ("key_dim", 64), ("num_keys", 8), ("keys", "image,label"), ("monitor_key", "val/hmean")),
         *(("secretary", "bob"), ("password_file", "/run/secrets/db"), ("private", True), ("author", "alice")),
-        *(("api_key", None), ("api_key", ""), ("api_key", "${oc.env:WANDB_API_KEY}"), ("pwd", "/home/alice/run")),
+        *(("api_key", None), ("api_key", ""), ("api_key", "${oc.env:WANDB_API_KEY}"), ("pwd", "/srv/alice/run")),
         *(("tokens_per_second", 1234.5), ("state_dict_key", "model"), ("passes", 3), ("credits", "all of us")),
         *(("name", "sk-learn-random-forest-baseline"), ("name", "hf_internal_testing_tiny_random_bert")),
         *(("url", "https://example.org/a:b@c"), ("git", "git@github.com:team/ocr.git"), ("time", "10:20:30")),
