@@ -319,6 +319,9 @@ class Pipeline:
         outcome: DescribeOutcome | None = None
         try:
             description = await self._pool.describe(opened.request, opened.files)
+            if self._is_of_another_file(key, opened, description):
+                self._settle.abort(key, anyio.current_time(), retry_in_s=0.02)
+                return None
             outcome = _outcome_of(description)
         except Changed as changed:
             outcome = DescribeOutcome.CHANGED
@@ -346,6 +349,16 @@ class Pipeline:
                 self._metrics.observe_description(outcome, time.perf_counter() - started)
         self.counts.described += 1
         return description
+
+    def _is_of_another_file(self, key: Key, opened: Opened, description: Description) -> bool:
+        """Whether an answer is about another file than the one that was opened; it is refused then.
+
+        What a worker says is not believed blindly: its answer carries the inode that it read.
+        """
+        wanted, told = opened.identities.file.inode, description.inspection.identity.inode
+        if told != wanted:
+            self._problem("an answer about another file was refused", key, f"inode {told} instead of {wanted}")
+        return told != wanted
 
     def _is_lasting(self, key: Key, identity: FileIdentity, error: Unreadable) -> bool:
         """Whether to list a file whose bytes the disk refuses: to wait for them would hold up all that is claimed."""

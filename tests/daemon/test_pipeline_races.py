@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
 import structlog
 
@@ -60,6 +61,8 @@ class Pool:
 
     def __init__(self) -> None:
         self.held: anyio.Event | None = None
+        self.mistaken_for: int | None = None
+        """The next answer is about the file of this descriptor."""
         self.asked = 0
 
     async def describe(self, request: DescribeRequest, files: OpenedFiles) -> Description:
@@ -68,6 +71,8 @@ class Pool:
             await self.held.wait()
             self.held = None
             raise Changed(request.checkpoint_path)
+        if self.mistaken_for is not None:
+            files, self.mistaken_for = msgspec.structs.replace(files, checkpoint=self.mistaken_for), None
         return await anyio.to_thread.run_sync(describe_opened, request, files)
 
 
@@ -226,3 +231,21 @@ async def test_a_look_that_breaks_costs_no_other_one_and_is_tried_again(stage: S
     rename_in(stage.outputs / "broken.ckpt", checkpoint_bytes())
     stage.pipeline.hint([broken])
     await until(lambda: stage.catalog.get(broken.id) is not None, "it is listed once it can be looked at")
+
+
+async def test_an_answer_about_another_file_is_refused_and_the_file_is_asked_about_again(stage: Stage) -> None:
+    """Nobody is ever told of one file what another one holds, whatever went wrong on the way."""
+    key = stage.key("a.ckpt")
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes(1))
+    rename_in(stage.outputs / "other.ckpt", checkpoint_bytes(epoch=4))
+    problems: list[tuple[str, str, str]] = []
+    stage.pipeline._on_problem = lambda *what: problems.append(what)
+    with open(stage.outputs / "other.ckpt", "rb") as other:
+        stage.pool.mistaken_for = other.fileno()
+        stage.pipeline.hint([key])
+        await until(lambda: stage.catalog.get(key.id) is not None, "it is listed")
+    record = stage.catalog.get(key.id)
+    assert record is not None
+    assert record.identities.file.inode == (stage.outputs / "a.ckpt").stat().st_ino
+    assert record.entry.epoch == 3
+    assert [what for what, _, _ in problems] == ["an answer about another file was refused"]
