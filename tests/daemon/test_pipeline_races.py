@@ -1,5 +1,6 @@
 """What happens while an outcome is on its way: no look is overtaken by an older one, and no sweep counts one."""
 
+import os
 import pathlib
 import threading
 from collections.abc import AsyncIterator
@@ -240,10 +241,13 @@ async def test_an_answer_about_another_file_is_refused_and_the_file_is_asked_abo
     rename_in(stage.outputs / "other.ckpt", checkpoint_bytes(epoch=4))
     problems: list[tuple[str, str, str]] = []
     stage.pipeline._on_problem = lambda *what: problems.append(what)
-    with open(stage.outputs / "other.ckpt", "rb") as other:
-        stage.pool.mistaken_for = other.fileno()
+    other = os.open(stage.outputs / "other.ckpt", os.O_RDONLY)
+    try:
+        stage.pool.mistaken_for = other
         stage.pipeline.hint([key])
         await until(lambda: stage.catalog.get(key.id) is not None, "it is listed")
+    finally:
+        os.close(other)
     record = stage.catalog.get(key.id)
     assert record is not None
     assert record.identities.file.inode == (stage.outputs / "a.ckpt").stat().st_ino
