@@ -183,7 +183,7 @@ def sidecar_for(
 
 def _inspect(request: DescribeRequest, files: OpenedFiles, architectures: Table | None) -> Inspection:
     reading = Reading(mb_per_s=request.mb_per_s, spare_cache=request.spare_cache, fresh=request.fresh)
-    if not is_directory(files.checkpoint):
+    if not _is_directory(files.checkpoint):
         return inspect_opened(
             files.checkpoint,
             request.checkpoint_path,
@@ -224,7 +224,7 @@ def _directory(request: DescribeRequest, files: OpenedFiles) -> FileIdentity:
 
 def _whole_identity(request: DescribeRequest, files: OpenedFiles) -> FileIdentity:
     """The identity of the checkpoint, file or directory."""
-    if not is_directory(files.checkpoint):
+    if not _is_directory(files.checkpoint):
         return _identity(files.checkpoint)
     return directory_identity(_directory(request, files), parts_of(request.shards, files.shards))
 
@@ -261,6 +261,13 @@ def _read_config(name: bytes | None, fd: int | None) -> _Config:
 
 def _read_whole(fd: int) -> bytes:
     return FileReader(fd).read(0, MAX_BYTES + 1)
+
+
+def _is_directory(fd: int) -> bool:
+    try:
+        return is_directory(fd)
+    except OSError as error:
+        raise Unreadable(f"fstat failed: {error.strerror}", error.errno) from error
 
 
 def _identity(fd: int) -> FileIdentity:

@@ -258,3 +258,12 @@ def train(directory: Path) -> None:
             accelerator="cpu",
         )
         trainer.fit(Module(), batches, batches)
+
+
+def test_a_disk_that_does_not_answer_makes_a_file_unreadable_and_is_no_fault_of_the_parser(tmp_path: Path) -> None:
+    """As a disk that fails, a closed descriptor refuses fstat."""
+    fd = os.open(write(tmp_path / "a.ckpt", b"whatever"), os.O_RDONLY)
+    os.close(fd)
+    request = DescribeRequest(checkpoint_path="a.ckpt", relative_path=b"a.ckpt")
+    with pytest.raises(Unreadable, match="fstat failed"):
+        describe_opened(request, OpenedFiles(checkpoint=fd))
