@@ -1,5 +1,6 @@
 """Fixtures of all tests: the event loop's backend, and a guard that fails a test whose loop is blocked."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -26,3 +27,18 @@ def _no_blocking_calls_on_the_loop() -> Iterator[BlockBuster]:
             # Served from a thread; the tests' own check of every answer asks for it where it stands.
             function.can_block_in("daemon/http/openapi.py", {"describe"})
         yield guard
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_was() -> Iterator[None]:
+    """Commands and services set the root logger; the next test is to hear what it would hear alone."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in [handler for handler in root.handlers if handler not in handlers and not _is_of_pytest(handler)]:
+        root.removeHandler(handler)
+
+
+def _is_of_pytest(handler: logging.Handler) -> bool:
+    return type(handler).__module__.startswith("_pytest.")

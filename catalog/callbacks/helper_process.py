@@ -72,7 +72,13 @@ class Helper:
         process.stdout.close()
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():
+        # Nobody closed it, and nobody waits for its answer. Whoever runs the garbage collector must not wait, either:
+        # what it writes is put in place in one step, so that to end it at once leaves nothing behind.
+        if sys.is_finalizing():
+            return
+        if os.getpid() == self._owner:
+            self._reap()
+        else:
             self.close()
 
     def _start(self) -> bool:

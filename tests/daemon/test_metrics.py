@@ -301,7 +301,8 @@ async def test_a_commit_that_fails_is_counted_as_such(tmp_path: pathlib.Path) ->
 
 def test_a_watch_counts_events_and_the_times_that_some_may_have_been_lost(tmp_path: pathlib.Path) -> None:
     state = WatcherState()
-    watch = _Watch(Root(bytes(tmp_path)), lambda _: None, state, step_ms=5, debounce_ms=50, poll_s=15.0)
+    log = structlog.stdlib.get_logger()
+    watch = _Watch(Root(bytes(tmp_path)), lambda _: None, state, log=log, step_ms=5, debounce_ms=50, poll_s=15.0)
     nothing = SortedChanges(frozenset(), frozenset(), frozenset())
 
     async def receive() -> None:

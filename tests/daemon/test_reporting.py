@@ -241,7 +241,7 @@ def test_a_daemon_reports_over_the_wire_and_keeps_its_token(
         token_file.unlink()
         daemon.signal(signal.SIGHUP)
         envelope = sentry.envelopes.get(timeout=DEADLINE_S)
-        assert b"the token was not read again" in envelope
+        assert b"the tokens were not read again" in envelope
         for secret in (TOKEN, "the_token", str(tmp_path)):
             assert secret.encode() not in envelope
 
