@@ -96,7 +96,7 @@ function Summary({ health, now }: { health: CatalogHealth; now: number }): JSX.E
           {' · '}revision {formatNumber(health.revision)} · up for {formatAge(health.started_at, now).replace(' ago', '')}
         </p>
       </div>
-      <Rebuild />
+      <Rebuild mayAsk={health.may_rebuild !== false} />
     </header>
   )
 }

@@ -13,7 +13,7 @@ import { Failure } from './parts'
 
 const WORDS: Readonly<Record<RebuildMode, string>> = { sweep: 'Sweep', full: 'Full rebuild' }
 
-export function Rebuild(): JSX.Element {
+export function Rebuild({ mayAsk }: { mayAsk: boolean }): JSX.Element {
   const [accepted, setAccepted] = useState<RebuildAccepted | null>(null)
   const [isDone, setDone] = useState(false)
   const [error, setError] = useState<Error | null>(null)
@@ -34,6 +34,7 @@ export function Rebuild(): JSX.Element {
       setError(reason instanceof Error ? reason : new Error(String(reason)))
     }
   }
+  if (!mayAsk) return <p class="muted">This sign-in may only read; the link that <code>ckptd token</code> prints may also ask for a rebuild.</p>
   const isRunning = accepted !== null && !isDone && status === 'live'
   return (
     <div class="rebuild">

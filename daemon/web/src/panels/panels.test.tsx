@@ -5,6 +5,7 @@ import { afterEach, beforeEach, expect, test, vi } from 'vitest'
 
 import { store } from '../store'
 import { Detail } from './Detail'
+import { Rebuild } from './Rebuild'
 import { CopyButton, useRequest } from './parts'
 import { actionOf, type ListRow } from './TreeList'
 
@@ -163,6 +164,14 @@ test('an answer to an earlier question never stands under a later one', async ()
   await seen('about two')
   await act(async () => release.one?.())
   expect(host.textContent).toBe('about two')
+})
+
+test('who may only read is told so, and is offered no rebuild', async () => {
+  await draw(<Rebuild mayAsk={false} />)
+  await seen('may only read')
+  expect(host.querySelector('button')).toBeNull()
+  await draw(<Rebuild mayAsk />)
+  await seen('Sweep now')
 })
 
 test('copying says so, and says it where the browser does not let it', async () => {
