@@ -20,7 +20,7 @@ def tried(version: str, now: float) -> str:
         version: of ckptd.
         now: seconds since the epoch.
     """
-    return f"{now:.0f} {version}"
+    return f"{int(now)} {version}"  # never rounded up: a time in the future would count as no try
 
 
 def is_due(kept: str | None, version: str, now: float) -> bool:
