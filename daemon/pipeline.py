@@ -30,6 +30,7 @@ from ckptd.catalog.entry import (
     metadata_source,
     shown_path,
 )
+from ckptd.catalog.experiment import DirectFiles
 from ckptd.catalog.roots import Root
 from ckptd.catalog.store import Batch, Catalog, Change, DeleteReason, Removal, Tombstone, id_of
 from ckptd.catalog.verification import Verification, apply
@@ -319,7 +320,7 @@ class Pipeline:
         outcome: DescribeOutcome | None = None
         try:
             description = await self._pool.describe(opened.request, opened.files)
-            if self._is_of_another_file(key, opened, description):
+            if await self._is_of_another_place(key, opened, description):
                 self._settle.abort(key, anyio.current_time(), retry_in_s=0.02)
                 return None
             outcome = _outcome_of(description)
@@ -350,15 +351,19 @@ class Pipeline:
         self.counts.described += 1
         return description
 
-    def _is_of_another_file(self, key: Key, opened: Opened, description: Description) -> bool:
-        """Whether an answer is about another file than the one that was opened; it is refused then.
+    async def _is_of_another_place(self, key: Key, opened: Opened, description: Description) -> bool:
+        """Whether what was read is not what this path holds: it must not be published under its name.
 
-        What a worker says is not believed blindly: its answer carries the inode that it read.
+        A descriptor follows its file. Moved away after it was opened, and overwritten under its new name before it was
+        read, the file says what this path never held.
         """
-        wanted, told = opened.identities.file.inode, description.inspection.identity.inode
-        if told != wanted:
-            self._problem("an answer about another file was refused", key, f"inode {told} instead of {wanted}")
-        return told != wanted
+        wanted, told = opened.identities.file, description.inspection.identity
+        if told == wanted:
+            return False
+        if told.inode != wanted.inode:
+            self._problem("an answer about another file was refused", key, f"inode {told.inode}, not {wanted.inode}")
+            return True
+        return await anyio.to_thread.run_sync(_inode_at, key) != told.inode
 
     def _is_lasting(self, key: Key, identity: FileIdentity, error: Unreadable) -> bool:
         """Whether to list a file whose bytes the disk refuses: to wait for them would hold up all that is claimed."""
@@ -536,6 +541,20 @@ def _open_root(root: Root) -> int | OSError:
         return os.open(root.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return error
+
+
+def _inode_at(key: Key) -> int | None:
+    """The inode that a path leads to now; None where it leads to none, or nobody can say. Runs in a thread."""
+    root_fd = _open_root(key.root)
+    if isinstance(root_fd, OSError):
+        return None
+    try:
+        status = DirectFiles(root_fd).status(key.path)
+    except OSError:
+        return None
+    finally:
+        os.close(root_fd)
+    return None if status is None else status.st_ino
 
 
 def _as_look(sight: Sight, description: Description | None) -> Look:

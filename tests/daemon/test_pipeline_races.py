@@ -3,7 +3,7 @@
 import os
 import pathlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -64,6 +64,8 @@ class Pool:
         self.held: anyio.Event | None = None
         self.mistaken_for: int | None = None
         """The next answer is about the file of this descriptor."""
+        self.before: Callable[[], object] | None = None
+        """Happens once, after a file was opened and before it is read."""
         self.asked = 0
 
     async def describe(self, request: DescribeRequest, files: OpenedFiles) -> Description:
@@ -72,6 +74,9 @@ class Pool:
             await self.held.wait()
             self.held = None
             raise Changed(request.checkpoint_path)
+        if self.before is not None:
+            before, self.before = self.before, None
+            await anyio.to_thread.run_sync(before)
         if self.mistaken_for is not None:
             files, self.mistaken_for = msgspec.structs.replace(files, checkpoint=self.mistaken_for), None
         return await anyio.to_thread.run_sync(describe_opened, request, files)
@@ -253,3 +258,34 @@ async def test_an_answer_about_another_file_is_refused_and_the_file_is_asked_abo
     assert record.identities.file.inode == (stage.outputs / "a.ckpt").stat().st_ino
     assert record.entry.epoch == 3
     assert [what for what, _, _ in problems] == ["an answer about another file was refused"]
+
+
+async def test_a_file_that_is_moved_away_and_overwritten_before_it_is_read_is_not_told_of_its_old_place(
+    stage: Stage,
+) -> None:
+    """Its descriptor follows it, and reads what the old place never held."""
+    key, here, there = stage.key("a.ckpt"), stage.outputs / "a.ckpt", stage.outputs / "b.ckpt"
+    rename_in(here, checkpoint_bytes())
+
+    def move_and_overwrite() -> None:
+        here.rename(there)
+        there.write_bytes(checkpoint_bytes(epoch=4))
+
+    told: list[int | None] = []
+    stage.catalog.on_publish(lambda batch: told.extend(item.entry.epoch for item in batch.items))
+    stage.pool.before = move_and_overwrite
+    stage.pipeline.hint([key])
+    await until(lambda: stage.pipeline.counts.looks >= 2 and not stage.pipeline.pending, "it was looked at again")
+    assert stage.catalog.get(key.id) is None
+    assert told == []
+
+
+async def test_a_file_that_is_overwritten_in_its_place_before_it_is_read_is_told_as_it_was_read(stage: Stage) -> None:
+    key, here = stage.key("a.ckpt"), stage.outputs / "a.ckpt"
+    rename_in(here, checkpoint_bytes())
+    stage.pool.before = lambda: here.write_bytes(checkpoint_bytes(epoch=4))
+    stage.pipeline.hint([key])
+    await until(lambda: stage.catalog.get(key.id) is not None, "it is listed")
+    record = stage.catalog.get(key.id)
+    assert record is not None
+    assert record.entry.epoch == 4
