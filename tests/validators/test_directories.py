@@ -950,7 +950,7 @@ def test_many_shards_are_opened_as_far_as_descriptors_go(tmp_path: os.PathLike[s
 # ---- several processes -----------------------------------------------------------------------------------------
 
 _RANK = """
-import sys, warnings
+import os, sys, warnings
 warnings.simplefilter("ignore")
 import torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
@@ -964,6 +964,7 @@ placed = {"a": Shard(0), "b": Shard(0), "c": Shard(1), "d": Replicate()}
 state = {n: distribute_tensor(t, mesh, [placed[n]]) for n, t in whole.items()}
 dcp.save({"state_dict": state, "epoch": 5}, checkpoint_id=path)
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may outlive the group for a moment, and then abort the interpreter's end
 """
 
 
