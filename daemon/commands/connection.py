@@ -14,7 +14,7 @@ from .exits import ENVIRONMENT, USAGE, CommandError
 from .flags import add_setting_flags, settings_from
 
 _SETTINGS = ("roots", "state_dir", "config")
-_REFUSED = (401, 403, 421)
+_REFUSED = (401, 403, 421, 429)
 
 
 def add_connection_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,8 +15,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ..sockets import BACKLOG
+from .guesses import PEER, PEER_UID
 from .problems import ProblemError
-from .security import PEER_UID
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -239,6 +239,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         if self._peer_uid is not None:
             self.scope[PEER_UID] = self._peer_uid  # type: ignore[literal-required]  # for `security` alone
+        elif self.client is not None:
+            self.scope[PEER] = self.client[0]  # type: ignore[literal-required]  # before a proxy's headers count
         self._in_head = True
         self._head_bytes = self._body_bytes = 0
         if not self._refused:

@@ -334,16 +334,17 @@ def _signing_in() -> tuple[Answer, ...]:
     )
     refused = (
         Answer(
-            status=401,
+            status=status,
             description=description,
             media_type=form,
             model=model,
-            headers=("Cache-Control", "WWW-Authenticate"),
+            headers=("Cache-Control", header),
         )
-        for description, form, model in (
-            ("The token is missing or wrong.", MEDIA_TYPE, "Problem"),
-            ("To a browser: a form that takes the token.", "text/html", None),
+        for status, header, description in (
+            (401, "WWW-Authenticate", "The token is missing or wrong."),
+            (429, "Retry-After", "Too many wrong tokens came from there; the right one is let in at once."),
         )
+        for form, model in ((MEDIA_TYPE, "Problem"), ("text/html", None))
     )
     return signed_in, *refused
 

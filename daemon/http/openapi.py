@@ -47,10 +47,11 @@ _PROBLEMS = {
     406: "None of the media types that are accepted can be had.",
     410: "The checkpoint was there and is gone: when, and why.",
     421: "The request names a host that this catalog does not answer for.",
+    429: "Too many wrong tokens came from there; the right one is let in at once.",
     503: "The service is not ready, or too many clients are connected.",
 }
 _PROBLEM_MODELS = {406: "NotAcceptable", 410: "Gone"}
-_PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 405: ("Allow",), 503: ("Retry-After",)}
+_PROBLEM_HEADERS = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: ("Retry-After",), 503: ("Retry-After",)}
 _ABOUT = """A live catalog of PyTorch checkpoints.
 
 Every refusal is `application/problem+json` and says which field is to blame, what it held and what to do. Times are
@@ -201,7 +202,7 @@ class _Operations:
         """By whoever stands at the door."""
         if endpoint.is_public:
             return {503}
-        by_token = set() if self._access.is_open else {401}
+        by_token = set() if self._access.is_open else {401, 429}
         by_host = set() if self._access.hosts is None else {421}
         return {503, *by_token, *by_host, *({403} if endpoint.method == "POST" else ())}
 

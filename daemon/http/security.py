@@ -1,10 +1,12 @@
 """AccessPolicy: who gets in, by which proof, and from which pages."""
 
 import ipaddress
+import math
 import os
 import stat
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -16,15 +18,13 @@ from ckptd.catalog.roots import Root
 
 from ..settings import Access, Settings
 from ..tokens import Right, TokenFiles, Tokens, kept_tokens, readable_by_others
+from .guesses import PEER, PEER_UID, Guesses, peer_of
 from .problems import ProblemError
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain"})
 _PUBLIC = frozenset({"/health", "/client.js", "/favicon.svg", "/sign-in.css"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
-
-PEER_UID = "ckptd.peer_uid"
-"""In a request's scope: the user at the other end of a Unix socket (SO_PEERCRED, unix(7)), as the kernel knows it."""
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ckptd"'}
 """Of every 401 (RFC 9110, 15.5.2)."""
@@ -37,7 +37,7 @@ SECURITY_HEADERS = [
 
 
 class AccessPolicy:
-    """Decides for each request whether it is let in. Pure but for `reload`: the tokens are read once."""
+    """Decides for each request whether it is let in. The tokens are read once, and again by `reload`."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class AccessPolicy:
         token_files: TokenFiles | None = None,
         warnings: Iterable[str] = (),
         trust_unix_socket: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Args:
         token: what a caller must know to read and to ask for changes; None lets everyone in who reaches the socket.
@@ -58,6 +59,7 @@ class AccessPolicy:
         token_files: where the tokens were read from, for `reload`.
         warnings: for the operator.
         trust_unix_socket: who can open the socket needs no other proof to read, and its owner and root none at all.
+        clock: seconds, by which wrong tokens are forgotten.
         """
         self.hosts = hosts
         self.origins = frozenset(origins)
@@ -65,6 +67,8 @@ class AccessPolicy:
         self.warnings = tuple(warnings)
         self.trust_unix_socket = trust_unix_socket
         self._tokens = None if token is None else Tokens(token, read_token)
+        self._guesses = Guesses()
+        self._clock = clock
 
     @classmethod
     def from_settings(
@@ -146,7 +150,7 @@ class AccessPolicy:
         """Let a request in, or refuse it.
 
         Raises:
-            ProblemError: with status 421, 403 or 401.
+            ProblemError: with status 421, 429, 403 or 401.
         """
         if _is_public(path):
             return
@@ -157,6 +161,8 @@ class AccessPolicy:
             if changes:
                 self._check_origin(scope, headers)
         right = self.right_of(scope)
+        if right is not Right.CHANGE and self._is_guess(headers):
+            self._note_guess(scope)
         if right is Right.READ and changes:
             raise ProblemError(
                 403,
@@ -190,7 +196,7 @@ class AccessPolicy:
         None if this is no such visit.
 
         Raises:
-            ProblemError: 401 for a wrong token, 421 for a wrong host.
+            ProblemError: 401 for a wrong token, 429 for one too many, 421 for a wrong host.
         """
         is_visit = path == "/" and scope["method"] in ("GET", "HEAD") and b"token=" in scope["query_string"]
         if self._tokens is None or not is_visit:
@@ -202,6 +208,7 @@ class AccessPolicy:
         self._check_host(_headers(scope))
         cookie = self._tokens.cookie_for(given[0])
         if cookie is None:
+            self._note_guess(scope)
             raise ProblemError(
                 401,
                 "the token is wrong",
@@ -276,9 +283,35 @@ class AccessPolicy:
             value=origin or site,
         )
 
+    def _is_guess(self, headers: dict[bytes, str]) -> bool:
+        """Whether a token was sent, and nothing that was sent is right. A cookie alone is none: old ones are usual."""
+        if self._tokens is None or _bearer(headers) is None:
+            return False
+        return self._right_by_proof(self._tokens, headers) is Right.NONE
+
+    def _note_guess(self, scope: Scope) -> None:
+        """Count a wrong token.
+
+        Raises:
+            ProblemError: 429, when its peer has sent too many.
+        """
+        wait_s = self._guesses.wait_s(peer_of(scope), self._clock())
+        if not wait_s:
+            return
+        # Each further guess on our own sockets has to connect first; what another server does with its connections
+        # is not ours to say, and no header of HTTP/2.
+        ended = {"Connection": "close"} if PEER in scope or PEER_UID in scope else {}
+        raise ProblemError(
+            429,
+            "too many wrong tokens came from there",
+            remedy="send the token that `ckptd token` prints, which is let in at once, or try again later",
+            field="token" if b"token=" in scope["query_string"] else "Authorization",
+            headers={"Retry-After": str(math.ceil(wait_s)), **ended},
+        )
+
     def _right_by_proof(self, tokens: Tokens, headers: dict[bytes, str]) -> Right:
-        scheme, _, given = headers.get(b"authorization", "").partition(" ")
-        by_bearer = tokens.right_of(given.strip()) if scheme.lower() == "bearer" else Right.NONE
+        given = _bearer(headers)
+        by_bearer = Right.NONE if given is None else tokens.right_of(given)
         try:
             cookies = SimpleCookie(headers.get(b"cookie", ""))
         except CookieError:
@@ -334,6 +367,12 @@ def _is_open(settings: Settings, roots: Iterable[Root], *, loopback: bool) -> bo
 
 def _headers(scope: Scope) -> dict[bytes, str]:
     return {name: value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _bearer(headers: dict[bytes, str]) -> str | None:
+    """The token that a request carries; None without one."""
+    scheme, _, given = headers.get(b"authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else None
 
 
 def _host_name(given: str) -> str:

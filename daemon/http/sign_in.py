@@ -58,7 +58,7 @@ def sign_in_page(problem: ProblemError, scope: Scope, path: str, files: PageFile
         path: beneath where the application is mounted.
         files: of the page, for its style; without them it is plain.
     """
-    if problem.status != 401 or path != "/" or scope["method"] not in ("GET", "HEAD"):
+    if problem.status not in (401, 429) or path != "/" or scope["method"] not in ("GET", "HEAD"):
         return None
     accept = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
     if negotiate(accept, (MEDIA_TYPE, "text/html")) != "text/html":
@@ -70,7 +70,7 @@ def sign_in_page(problem: ProblemError, scope: Scope, path: str, files: PageFile
         fields="".join(map(_field, _kept(scope))),
     )
     headers = {"Cache-Control": "no-store", "Vary": "Accept, Authorization, Cookie", "Content-Security-Policy": _POLICY}
-    return Response(body, 401, headers | problem.headers | {"Content-Type": HTML})
+    return Response(body, problem.status, headers | problem.headers | {"Content-Type": HTML})
 
 
 def _reason(problem: ProblemError) -> str:

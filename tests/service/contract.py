@@ -52,7 +52,7 @@ class Contract:
         path = urlsplit(url).path.removeprefix(prefix)
         declared = self._declared(method, path, status)
         if declared is None:
-            assert status in (401, 403, 404, 405, 421), f"{method} {path} is not declared and answers {status}"
+            assert status in (401, 403, 404, 405, 421, 429), f"{method} {path} is not declared and answers {status}"
             declared = self.document["components"]["responses"]["Problem"]
         self._check_headers(declared, {**headers, **dict.fromkeys(kept, "")}, f"{method} {path} {status}")
         content = {} if method == "HEAD" else declared.get("content", {})
