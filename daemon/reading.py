@@ -20,8 +20,8 @@ from ckptd.validators.inspection import Level
 
 from .agenda import Wanted
 from .answers import Death
+from .key import Key
 from .look import Opened, Viewer
-from .pipeline import Key
 from .settle import LookKind
 from .sidecars import about_sidecars
 from .workers import WorkerDied, WorkerPool, finding_for

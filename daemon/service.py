@@ -38,10 +38,11 @@ from .filesystems import Filesystems
 from .http.backend import RebuildMode
 from .http.events import EventHub
 from .journal import Journal
+from .key import Key
 from .look import Viewer
 from .metrics import Metrics, RootEvents, Work
 from .mounts import MountTable
-from .pipeline import Counts, Key, Pipeline
+from .pipeline import Counts, Pipeline
 from .progress import Progress
 from .rootlock import RootLock
 from .settings import Settings, SidecarName, Sidecars

@@ -20,8 +20,9 @@ from ckptd.catalog.store import Batch, Catalog, Tombstone, id_of
 from ckptd.validators.formats.sharded import DEPTH, is_member_name
 
 from .completeness import Completeness, SweepSchedule, Ticket
+from .key import Key
 from .mounts import MountTable
-from .pipeline import Key, Pipeline
+from .pipeline import Pipeline
 from .settings import Settings, Sidecars
 from .status import RootStatus
 from .sweep import SweepReport, sweep_root, sweep_unopened

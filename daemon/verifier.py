@@ -25,9 +25,10 @@ from ckptd.validators.inspection import Level
 
 from .agenda import Agenda, Wanted
 from .journal import Journal
+from .key import Key
 from .look import Viewer
 from .metrics import Metrics
-from .pipeline import Key, Pipeline
+from .pipeline import Pipeline
 from .reading import (
     Attempt,
     Effort,

@@ -21,9 +21,10 @@ from ckptd.catalog.store import Catalog
 from ckptd.catalog.verification import Verification
 from ckptd.daemon.completeness import Completeness
 from ckptd.daemon.journal import Journal
+from ckptd.daemon.key import Key
 from ckptd.daemon.look import Viewer
 from ckptd.daemon.metrics import Metrics
-from ckptd.daemon.pipeline import Key, Pipeline
+from ckptd.daemon.pipeline import Pipeline
 from ckptd.daemon.settle import Settle
 from ckptd.validators.errors import Changed
 from tests.service.checkpoints import checkpoint_bytes, rename_in
@@ -101,6 +102,7 @@ class Stage:
         self.catalog = Catalog(state.load().instance)
         self.completeness = Completeness[Key]([self.root.name])
         self.looked: list[Key] = []
+        self.problems: list[tuple[str, str, str]] = []
         log = structlog.stdlib.get_logger()
         self.journal = Journal(self.catalog, self.state, log)  # type: ignore[arg-type]
         self.pipeline = Pipeline(
@@ -120,7 +122,7 @@ class Stage:
             settle=Settle(young_s=0.0),
             sweeps_begun=lambda root: self.completeness.begun(root.name),
             on_looked=self._on_looked,
-            on_problem=lambda *_: None,
+            on_problem=lambda *what: self.problems.append(what),
             metrics=Metrics(),
             log=log,
         )
@@ -244,8 +246,6 @@ async def test_an_answer_about_another_file_is_refused_and_the_file_is_asked_abo
     key = stage.key("a.ckpt")
     rename_in(stage.outputs / "a.ckpt", checkpoint_bytes(1))
     rename_in(stage.outputs / "other.ckpt", checkpoint_bytes(epoch=4))
-    problems: list[tuple[str, str, str]] = []
-    stage.pipeline._on_problem = lambda *what: problems.append(what)
     other = os.open(stage.outputs / "other.ckpt", os.O_RDONLY)
     try:
         stage.pool.mistaken_for = other
@@ -257,7 +257,7 @@ async def test_an_answer_about_another_file_is_refused_and_the_file_is_asked_abo
     assert record is not None
     assert record.identities.file.inode == (stage.outputs / "a.ckpt").stat().st_ino
     assert record.entry.epoch == 3
-    assert [what for what, _, _ in problems] == ["an answer about another file was refused"]
+    assert [what for what, _, _ in stage.problems] == ["an answer about another file was refused"]
 
 
 async def test_a_file_that_is_moved_away_and_overwritten_before_it_is_read_is_not_told_of_its_old_place(

@@ -13,8 +13,8 @@ from ckptd.catalog.entry import Identities
 from ckptd.catalog.roots import Root
 from ckptd.catalog.store import Catalog, Change
 from ckptd.daemon.completeness import Completeness
+from ckptd.daemon.key import Key
 from ckptd.daemon.mounts import MountTable
-from ckptd.daemon.pipeline import Key
 from ckptd.daemon.settings import Settings
 from ckptd.daemon.tree import Tree
 from ckptd.daemon.watcher import Hints

@@ -20,9 +20,10 @@ from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Catalog
 from ckptd.daemon.completeness import Completeness
 from ckptd.daemon.journal import Journal
+from ckptd.daemon.key import Key
 from ckptd.daemon.look import Viewer
 from ckptd.daemon.metrics import Metrics
-from ckptd.daemon.pipeline import Key, Pipeline
+from ckptd.daemon.pipeline import Pipeline
 from ckptd.daemon.settle import Settle
 from ckptd.daemon.verifier import Verifier
 from ckptd.validators import Level
