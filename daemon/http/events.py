@@ -331,6 +331,7 @@ class EventHub:
                 self.counts.heartbeat_at = time.time()
                 self._request_round()
             self._check_blocked(now)
+            self._source.frames.forget_unused()
 
     def _check_blocked(self, now: float) -> None:
         for listener in list(self._blocked):

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from .sse import Cursor
 
 CHANGES_PER_FRAME = 500
 CACHE_BYTES = 32 << 20
+KEPT_S = 5.0
+"""Whoever needs the same bytes asks within the same round, or reads the same snapshot at about the same pace. Without a
+bound in time, listeners cost 2 KB more with each change until the cache is full (measured)."""
 
 
 class View(NamedTuple):
@@ -27,7 +31,7 @@ class View(NamedTuple):
 class Frame:
     """Bytes to send, and where they bring the reader."""
 
-    __slots__ = ("_message", "chunk", "cursor", "is_final", "size")
+    __slots__ = ("_message", "chunk", "cursor", "is_final", "size", "used_at")
 
     def __init__(self, body: bytes, cursor: int | None = None, *, final: bool = False) -> None:
         """Args:
@@ -40,6 +44,8 @@ class Frame:
         self.cursor = cursor
         self.is_final = final
         self.size = len(body)
+        self.used_at = 0.0
+        """When the cache last gave it out."""
         self._message: dict[str, Any] | None = None
 
     @property
@@ -74,25 +80,41 @@ class Group:
 
 
 class FrameCache:
-    """The frames made last, at most so many bytes of them."""
+    """The frames that were of use a moment ago, at most so many bytes of them."""
 
-    def __init__(self, limit_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, limit_bytes: int = CACHE_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit_bytes = limit_bytes
+        self._clock = clock
         self._size_bytes = 0
         self._frames: collections.OrderedDict[Hashable, Frame] = collections.OrderedDict()
+        """In the order of their last use."""
+
+    def __len__(self) -> int:
+        return len(self._frames)
 
     def get(self, key: Hashable, make: Callable[[], Frame]) -> Frame:
         """The frame of `key`, made if it is not there."""
         frame = self._frames.get(key)
-        if frame is not None:
+        if frame is None:
+            frame = self._frames[key] = make()
+            self._size_bytes += frame.size
+        else:
             self._frames.move_to_end(key)
-            return frame
-        frame = self._frames[key] = make()
-        self._size_bytes += frame.size
+        frame.used_at = self._clock()
+        self.forget_unused()
         while self._size_bytes > self._limit_bytes and len(self._frames) > 1:
-            _, dropped = self._frames.popitem(last=False)
-            self._size_bytes -= dropped.size
+            self._drop_oldest()
         return frame
+
+    def forget_unused(self) -> None:
+        """Drop what nobody asked for lately. To be called now and then: without requests nothing else does."""
+        oldest = self._clock() - KEPT_S
+        while self._frames and next(iter(self._frames.values())).used_at < oldest:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, dropped = self._frames.popitem(last=False)
+        self._size_bytes -= dropped.size
 
 
 class Changes:

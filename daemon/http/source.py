@@ -28,10 +28,10 @@ class FrameSource:
         complete_as_of: up to when the catalog is known to be complete, in epoch seconds; shown in heartbeats.
         """
         self._catalog = catalog
-        cache = FrameCache()
-        self._changes = Changes(catalog, cache)
-        self.snapshots = Snapshots(catalog, cache)
-        self.news = Announcements(cache, complete_as_of)
+        self.frames = FrameCache()
+        self._changes = Changes(catalog, self.frames)
+        self.snapshots = Snapshots(catalog, self.frames)
+        self.news = Announcements(self.frames, complete_as_of)
         self._target: int = catalog.revision
         """Everything up to here is being sent; later changes wait for the next round."""
 
