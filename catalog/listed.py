@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Collection, Sequence
 
+from .directories import directories_above
 from .experiment import (
     SIDECAR_SUFFIXES,
     STEM_CONFIGS,
@@ -19,7 +20,8 @@ from .file_names import stem_of
 from .run_files import RunFiles
 
 NAMES_KEPT = 200_000
-"""Names in remembered directories, the latest ones; about 100 bytes each."""
+"""Names in remembered directories, the latest ones; about 100 bytes each. Those of the directory that is walked, and of
+the ones above it, come on top: each of its checkpoints asks for them again."""
 STATUSES_KEPT = 20_000
 
 
@@ -33,11 +35,14 @@ class ListedFiles(DirectFiles):
         super().__init__(root_fd)
         self._listings: collections.OrderedDict[bytes, frozenset[bytes] | None] = collections.OrderedDict()
         self._names = 0
+        self._spared: frozenset[bytes] = frozenset()
+        """The directory that is walked, and those above it."""
         self._statuses: dict[bytes, os.stat_result | None] = {}
         self._shared: dict[bytes, tuple[RunFiles, bool]] = {}
 
     def remember(self, directory: bytes, names: Collection[bytes]) -> None:
-        """Take over a listing that somebody made anyway."""
+        """Take over a listing that somebody made anyway, of the directory that is walked from now on."""
+        self._spared = frozenset((directory, *directories_above(directory), b""))
         self._keep(directory, frozenset(names))
 
     def names_of(self, directory: bytes) -> frozenset[bytes]:
@@ -120,9 +125,17 @@ class ListedFiles(DirectFiles):
         return frozenset(names) if names else None
 
     def _keep(self, directory: bytes, names: frozenset[bytes] | None) -> frozenset[bytes] | None:
+        self._names -= self._size_of(directory)
         self._listings[directory] = names
-        self._names += len(names or ()) + 1
-        while self._names > NAMES_KEPT and len(self._listings) > 1:
-            _, forgotten = self._listings.popitem(last=False)
-            self._names -= len(forgotten or ()) + 1
+        self._names += self._size_of(directory)
+        spared = sum(map(self._size_of, self._spared))
+        while self._names - spared > NAMES_KEPT:
+            oldest = next((each for each in self._listings if each not in self._spared and each != directory), None)
+            if oldest is None:
+                break
+            self._names -= self._size_of(oldest)
+            del self._listings[oldest]
         return names
+
+    def _size_of(self, directory: bytes) -> int:
+        return len(self._listings[directory] or ()) + 1 if directory in self._listings else 0
