@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.settings import CREDENTIAL_NAME
+from ckptd.daemon.settings import CREDENTIAL_NAME, READ_CREDENTIAL_NAME
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 INSTALL = Path(__file__).parents[2] / "scripts" / "install"
@@ -64,9 +64,11 @@ def test_a_unit_for_a_tree_in_a_home_directory_exposes_no_more(tmp_path: Path) -
     assert done.returncode == 0, done.stdout[-200:]
 
 
-def test_the_units_name_the_credential_that_the_settings_look_for() -> None:
+def test_the_units_name_the_credentials_that_the_settings_look_for() -> None:
+    """Without a path: a missing file at a path would be an error, a name that is not in the store is none."""
     for name in SERVICES:
-        assert f"\nLoadCredential={CREDENTIAL_NAME}\n" in (SYSTEMD / name).read_text()
+        for credential in (CREDENTIAL_NAME, READ_CREDENTIAL_NAME):
+            assert f"\nLoadCredential={credential}\n" in (SYSTEMD / name).read_text()
 
 
 # ---- scripts/install without a machine ---------------------------------------------------------------------------
