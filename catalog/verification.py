@@ -58,7 +58,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_final(self) -> bool:
-        """The file ended the process that read it: it is not tried again until it changes."""
+        """The file ended the process that read it: it is not tried again until it changes, or a second try is due."""
         return any(found.code == CRASHED for found in self.findings)
 
     @property

@@ -128,6 +128,7 @@ def open_for_reading(
     *,
     level: Level,
     again: bool,
+    second_try: bool = False,
 ) -> Reading | Refusal:
     """Open a file whose state is the one that is listed. Blocks.
 
@@ -138,11 +139,13 @@ def open_for_reading(
         previous: the last verification under its name.
         level: how far it is to be verified.
         again: also if it was verified before, and then from the disk: what is read from memory proves nothing of it.
+        second_try: also if it ended the process that read it.
     """
     identities = record.identities
     if description is None or description.inspection.identity != identities.file:
         return Refusal.UNDESCRIBED
-    if not again and not _is_wanted(description, previous, identities.shards, level):
+    is_second_try = second_try and previous is not None and previous.is_final
+    if not (again or is_second_try or _is_wanted(description, previous, identities.shards, level)):
         return Refusal.DONE
     began_at = time.time()
     opened = _open(viewer, record)

@@ -8,7 +8,7 @@ there: a restart goes on where it was.
 import collections
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import anyio
 import anyio.lowlevel
@@ -108,6 +108,8 @@ class Verifier:
         self._metrics = metrics
         self._log = log
         self._agenda = Agenda()
+        self._second_tries: set[CheckpointId] = set()
+        """What ended the process that read it, and is to be read once more all the same."""
         self._held: Wanted | None = None
         """Taken out already, and too large for the handful before it."""
         self._scrub_at = 0.0
@@ -136,6 +138,15 @@ class Verifier:
             oldest_verified_at=self._oldest_at,
             problem=self._problem,
         )
+
+    def try_again(self, records: Iterable[Record]) -> None:
+        """Read once more what ended the process that read it; of others nothing comes."""
+        if not self.is_enabled:
+            return
+        for record in records:
+            self._second_tries.add(record.entry.id)
+            self._agenda.add(record.entry.id, record.modified_ns)
+        self._wake.set()
 
     async def run(self) -> None:
         """Verify what was never verified, then what was verified long ago, until cancelled."""
@@ -290,7 +301,13 @@ class Verifier:
             description = self._state.description(checkpoint_id)
             previous = self._journal.verification(checkpoint_id)
             return open_for_reading(
-                file.viewer, file.record, description, previous, level=self._level, again=file.wanted.again
+                file.viewer,
+                file.record,
+                description,
+                previous,
+                level=self._level,
+                again=file.wanted.again,
+                second_try=checkpoint_id in self._second_tries,
             )
         except Exception as error:  # noqa: BLE001 - the rim of one file, as in `_read`
             file.result = error
@@ -331,7 +348,7 @@ class Verifier:
     def _refused(self, key: Key, why: Refusal) -> None:
         match why:
             case Refusal.DONE | Refusal.FAILED:
-                pass
+                self._second_tries.discard(key.id)
             case Refusal.NOT_YET:
                 self._agenda.put_off(key.id, anyio.current_time() + AGAIN_S)
             case Refusal.CHANGED:  # what the look finds is news, and brings it back here; or it finds nothing new
@@ -353,6 +370,7 @@ class Verifier:
         elif outcome in (Outcome.FAILED, Outcome.UNREADABLE):
             self._agenda.put_off(file.wanted.id, now + RETRY_S, file.record.identities.file)
         if verification is not None:
+            self._second_tries.discard(file.wanted.id)
             if self._oldest_at is None and not verification.is_failed:
                 self._oldest_at = verification.verified_at
             self._tell_news(file.path, reading, verification)

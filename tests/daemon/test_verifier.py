@@ -277,6 +277,33 @@ async def test_a_file_that_ends_its_reader_is_blamed_once_until_it_changes(tmp_p
 
 
 @anyio_test
+@pytest.mark.parametrize("second", ["well", "dies again"])
+async def test_what_ended_its_reader_is_read_once_more_on_demand_and_only_once(
+    tmp_path: pathlib.Path, second: str
+) -> None:
+    """It stayed condemned for ever, though the process may have been killed by a bug that is mended since."""
+    crashed = ("invalid", "structure", {"worker.crashed"})
+    async with staged(tmp_path) as stage:
+        stage.pool.problems["a.ckpt"] = WorkerDied(Death.CRASHED, "SIGSEGV")
+        rename_in(stage.outputs / "a.ckpt", checkpoint_bytes())
+        rename_in(stage.outputs / "b.ckpt", checkpoint_bytes(1))
+        await stage.look("a.ckpt", "b.ckpt")
+        await until(lambda: stage.state_of("a.ckpt") == crashed, "it is blamed")
+        await stage.verified("b.ckpt")
+    async with staged(tmp_path) as stage:
+        if second == "dies again":
+            stage.pool.problems["a.ckpt"] = WorkerDied(Death.CRASHED, "SIGSEGV")
+        stage.verifier.try_again(stage.catalog)
+        await until(lambda: stage.pool.names() == ["a.ckpt"], "it is read, and what was read well is not")
+        expected = crashed if second == "dies again" else ("valid", "checksum", set())
+        await until(lambda: stage.state_of("a.ckpt") == expected, f"it is {expected}")
+        rename_in(stage.outputs / "c.ckpt", checkpoint_bytes(2))
+        await stage.look("a.ckpt", "c.ckpt", must_read=True)
+        await stage.verified("c.ckpt")
+        assert stage.pool.names() == ["a.ckpt", "c.ckpt"]
+
+
+@anyio_test
 async def test_a_disk_that_fails_is_told_and_tried_again_and_after_a_restart_as_well(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
