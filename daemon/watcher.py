@@ -33,6 +33,8 @@ SECOND_LOOK_S = 0.5
 """Files made inside a directory that was itself just made are often not reported: it is scanned twice."""
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LONGEST_BACKOFF_S = 60.0
+START_SHARE = 10
+"""A watch that keeps breaking waits ten times as long as it takes to begin."""
 TOLD_EACH_S = 600.0
 """A watch that keeps breaking is logged for its first few failures, then this often; health says so all the time."""
 PROBE_S = 2.0
@@ -161,10 +163,7 @@ async def watch_root(
         started = started or end is _End.WATCHES
         lasted_s = anyio.current_time() - began_at
         failures = 0 if started and lasted_s > STEADY_S else failures + 1
-        delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
-        if not started:
-            # To begin a watch costs a walk of the whole tree; one that cannot begin must not eat a core.
-            delay_s = max(delay_s, min(10 * lasted_s, LONGEST_BACKOFF_S))
+        delay_s = retry_in_s(failures, lasted_s if watch.start_s is None else watch.start_s, started=started)
         state.restarts += 1
         state.last_error = reason
         watch.tell(everything=True)
@@ -172,6 +171,21 @@ async def watch_root(
             told_at = anyio.current_time()
             log.warning("the watch ended and is started anew", root=root.name, reason=reason, retry_in_s=delay_s)
         await anyio.sleep(delay_s)
+
+
+def retry_in_s(failures: int, start_s: float, *, started: bool) -> float:
+    """How long to wait before a watch is started anew, in seconds.
+
+    Args:
+        failures: in a row, this one included; 0 where the watch had been well for a while.
+        start_s: how long it took to begin, or to fail to. To begin costs a walk of the whole tree: what cannot begin,
+            or breaks again and again as soon as it has, must not eat a core.
+        started: it did begin.
+    """
+    delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
+    if started and failures <= 1:
+        return delay_s
+    return max(delay_s, min(START_SHARE * start_s, LONGEST_BACKOFF_S))
 
 
 class _Watch:
@@ -195,6 +209,9 @@ class _Watch:
         self._step_ms = step_ms
         self._debounce_ms = debounce_ms
         self._poll_s = poll_s
+        self.start_s: float | None = None
+        """Seconds that it took until events arrived, the last time that it began; None if it did not get there."""
+        self._began_at = 0.0
         self._seen_alive_at = _alive_s()
         self._second_looks: list[tuple[float, bytes]] = []
         self._poll_at = 0.0
@@ -211,6 +228,7 @@ class _Watch:
             OSError: the root cannot be opened, or the system's watches are used up.
             Exception: whatever watchfiles raises.
         """
+        self.start_s = None
         glance = await self._wait_for_root()
         self._state.polled = glance.polled
         self._poll_at = anyio.current_time() + self._poll_s
@@ -220,6 +238,7 @@ class _Watch:
             self.tell(everything=True)
             return await self._guard(glance)
         await self._wait_for_answers(glance)
+        self._began_at = anyio.current_time()
         stop = _Stop(partial(anyio.from_thread.run_sync, self._started))
         async with anyio.create_task_group() as group:
             group.start_soon(self._receive_events, stop)
@@ -352,6 +371,7 @@ class _Watch:
         """Events are being received: what changed before can be found by a sweep from now on, without a gap."""
         self._state.watching = True
         self._state.last_error = None
+        self.start_s = anyio.current_time() - self._began_at
         self.tell(everything=True)
 
     def _receive(self, found: SortedChanges, events: int) -> None:

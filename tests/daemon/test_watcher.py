@@ -398,5 +398,25 @@ def test_a_watch_that_keeps_breaking_does_not_fill_the_log(tmp_path: Path, monke
     assert 1 <= len(told.calls) <= 7
 
 
+@pytest.mark.parametrize(
+    ("failures", "start_s", "started", "wait_s"),
+    [
+        (0, 3.0, True, 0.1),
+        (1, 3.0, True, 0.2),
+        (1, 3.0, False, 30.0),
+        (2, 3.0, True, 30.0),
+        (9, 0.01, True, 5.0),
+        (9, 0.01, False, 5.0),
+        (9, 100.0, True, 60.0),
+    ],
+    ids=["was well", "first", "cannot begin", "breaks again", "small tree", "cannot, small tree", "bounded"],
+)
+def test_a_watch_of_a_large_tree_that_breaks_again_and_again_does_not_walk_it_all_the_time(
+    failures: int, start_s: float, started: bool, wait_s: float
+) -> None:
+    """A file in use whose name is not UTF-8 ends each watch as soon as it has begun."""
+    assert watcher.retry_in_s(failures, start_s, started=started) == wait_s
+
+
 def _failing_disk(path: bytes) -> None:
     raise OSError(5, "Input/output error", os.fsdecode(path))
