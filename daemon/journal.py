@@ -20,6 +20,7 @@ from ckptd.catalog.entry import CheckpointId, Record
 from ckptd.catalog.state import State, StateError
 from ckptd.catalog.store import Batch, Catalog, Change, Removal, Tombstone
 from ckptd.catalog.verification import Verification
+from ckptd.validators.inspection import FileIdentity
 
 from .loop import LoopMonitor, Phase
 
@@ -126,6 +127,13 @@ class Journal:
     def verification(self, checkpoint_id: CheckpointId) -> Verification | None:
         """The last verification of an entry, written or not; None if there is none. Blocks; any thread."""
         return self._unkept.get(checkpoint_id) or self._state.verification(checkpoint_id)
+
+    def digest_of(self, checkpoint_id: CheckpointId, file: FileIdentity) -> str | None:
+        """The digest of a whole file in that state, where it was verified and is good. Blocks; any thread."""
+        verification = self.verification(checkpoint_id)
+        if verification is None or not verification.is_good or verification.identity != file:
+            return None
+        return verification.digest
 
     async def write(self, work: Callable[[], None]) -> None:
         """Let `work` write to the state, in the one thread that does.
