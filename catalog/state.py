@@ -83,7 +83,7 @@ class State:
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise StateError(directory, error.strerror or str(error)) from error
+            raise StateError(directory, error) from error
         lock = StateLock(directory)
         try:
             return cls(directory, lock, boot_id=boot_id, clock=clock)
@@ -491,7 +491,7 @@ class State:
 
     def _error(self, action: str, error: sqlite3.Error | OSError) -> StateError:
         damaged = isinstance(error, sqlite3.Error) and is_damage(error)
-        return StateError(self.path, str(error), action=action, damaged=damaged)
+        return StateError(self.path, error, action=action, damaged=damaged)
 
     def _note(self, note: str) -> None:
         if len(self.notes) < NOTES_KEPT and note not in self.notes:

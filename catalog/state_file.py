@@ -1,6 +1,7 @@
 """The state's file and its lock: opened if it is ours and whole, otherwise set aside and begun anew."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -43,14 +44,21 @@ _TABLES = ("meta", "entries", "tombstones", "descriptions", "verifications", "te
 
 _DAMAGE = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH))
 _SHORT_READ = sqlite3.SQLITE_IOERR_SHORT_READ
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_REFUSED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
+_IN_THE_WAY = frozenset((errno.EEXIST, errno.ENOTDIR, errno.EISDIR))
+_REFUSED_BY_SQLITE = frozenset((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
 
 
 class StateError(Exception):
     """Raised when the state cannot be used: the disk is full, failing or read-only. The tree loses nothing by it."""
 
-    def __init__(self, path: str, reason: str, *, action: str = "used", damaged: bool = False) -> None:
+    def __init__(
+        self, path: str, cause: sqlite3.Error | OSError, *, action: str = "used", damaged: bool = False
+    ) -> None:
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
         super().__init__(
-            f"the state {path} cannot be {action}: {reason}; free space on its disk, or name another --state-dir"
+            f"the state {path} cannot be {action}: {reason}; {_remedy(cause)}, or name another --state-dir"
         )
         self.path = path
         self.reason = reason
@@ -88,7 +96,7 @@ class StateLock:
         try:
             self._fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateError(directory, error.strerror or str(error)) from error
+            raise StateError(directory, error) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -96,7 +104,7 @@ class StateLock:
             os.close(self._fd)
             if isinstance(error, BlockingIOError):
                 raise StateLocked(directory, int(pid) if pid.isdigit() else None) from error
-            raise StateError(directory, f"it cannot be locked: {error.strerror}") from error
+            raise StateError(directory, error, action="locked") from error
         # For people and for the message of whoever finds it locked; the lock itself needs no contents.
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
@@ -108,6 +116,19 @@ class StateLock:
         if not self.released:
             self.released = True
             os.close(self._fd)
+
+
+def _remedy(cause: sqlite3.Error | OSError) -> str:
+    if isinstance(cause, OSError):
+        if cause.errno in _FULL:
+            return "free space on its disk"
+        if cause.errno in _REFUSED:
+            return "let this user write there"
+        return "move away what is no directory there" if cause.errno in _IN_THE_WAY else "see to its disk"
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary one, sqlite.org/rescode.html
+    if code == sqlite3.SQLITE_FULL:
+        return "free space on its disk"
+    return "let this user write there" if code in _REFUSED_BY_SQLITE else "see to its disk"
 
 
 def connect(path: str) -> sqlite3.Connection:

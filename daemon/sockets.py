@@ -14,6 +14,8 @@ from .systemd import listen_fds
 STATE_SOCKET = "ckptd.sock"
 """In the state directory, which only its owner may enter: who reaches it is trusted."""
 
+MAX_PATH_BYTES = 107
+"""Of a Unix socket's path: `sun_path` holds 108, the last of which is a null byte (unix(7))."""
 BACKLOG = 4096
 """Connections that the kernel completes for us while we are busy, as far as `net.core.somaxconn` lets it."""
 KEEPALIVE_IDLE_S = 60
@@ -67,7 +69,7 @@ def bind(settings: Settings, env: MutableMapping[str, str]) -> Listeners:
         given = {listener.getsockname() for listener in handed if listener.family == socket.AF_UNIX}
         ours = (None if handed else settings.uds, os.path.join(settings.state_dir, STATE_SOCKET))
         made = tuple(dict.fromkeys(path for path in ours if path is not None and path not in given))
-        opened += (_bind_unix(path, int(settings.uds_mode, 8) if path == settings.uds else 0o600) for path in made)
+        opened += (_bind_made(path, settings) for path in made)
         port = next((s.getsockname()[1] for s in opened if s.family in _INTERNET), None)
         if settings.port_file is not None and port is not None:
             _write_port_file(settings.port_file, port)
@@ -106,7 +108,9 @@ def _bind_tcp(settings: Settings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise BindError(f"host: {settings.host!r} is not an address of this machine ({error.strerror})") from error
+        raise BindError(
+            f"host: {settings.host!r} is not an address of this machine ({error.strerror}); name one of its own"
+        ) from error
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -115,7 +119,7 @@ def _bind_tcp(settings: Settings) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise BindError(error.errno, _refusal(error, settings)) from error
+        raise BindError(_refusal(error, settings)) from error
     return listener
 
 
@@ -138,8 +142,20 @@ def _refusal(error: OSError, settings: Settings) -> str:
     return f"host: cannot listen on {where} ({error.strerror}); choose another --host or --port"
 
 
-def _bind_unix(path: str, mode: int) -> socket.socket:
-    _remove_stale(path)
+def _bind_made(path: str, settings: Settings) -> socket.socket:
+    if path == settings.uds:
+        return _bind_unix(path, int(settings.uds_mode, 8), "uds")
+    return _bind_unix(path, 0o600, "state_dir")
+
+
+def _bind_unix(path: str, mode: int, setting: str) -> socket.socket:
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        raise BindError(
+            f"{setting}: the Unix socket {path} would have a path of {length} bytes, and the kernel takes "
+            f"{MAX_PATH_BYTES}; choose a shorter --{setting.replace('_', '-')}"
+        )
+    _remove_stale(path, setting)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         _tune(listener)
@@ -151,16 +167,25 @@ def _bind_unix(path: str, mode: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        refusal = f"uds: cannot listen on {path} ({error.strerror}); choose another --uds"
-        raise BindError(error.errno, refusal) from error
+        raise BindError(f"{setting}: cannot listen on {path} ({error.strerror}); {_remedy(error, setting)}") from error
     return listener
 
 
-def _remove_stale(path: str) -> None:
+def _remedy(error: OSError, setting: str) -> str:
+    flag = setting.replace("_", "-")
+    if error.errno == errno.ENOENT:
+        return f"make its directory, or choose another --{flag}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"let this user write to its directory, or choose another --{flag}"
+    return f"choose another --{flag}"
+
+
+def _remove_stale(path: str, setting: str) -> None:
     """A socket file that nobody answers is left over from a killed process."""
+    flag = setting.replace("_", "-")
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise BindError(errno.EEXIST, f"uds: {path} exists and is not a socket; choose another --uds")
+            raise BindError(f"{setting}: {path} exists and is not a socket; move it away, or choose another --{flag}")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -169,9 +194,9 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except OSError as error:
-            raise BindError(error.errno, f"uds: {path} cannot be used ({error.strerror})") from error
+            raise BindError(f"{setting}: {path} cannot be used ({error.strerror}); choose another --{flag}") from error
         else:
-            raise BindError(errno.EADDRINUSE, f"uds: another process listens on {path}; choose another --uds")
+            raise BindError(f"{setting}: another process listens on {path}; stop it, or choose another --{flag}")
 
 
 def _write_port_file(path: str, port: int) -> None:
@@ -182,7 +207,9 @@ def _write_port_file(path: str, port: int) -> None:
             file.write(f"{port}\n")
         os.replace(temporary, path)
     except OSError as error:
-        raise BindError(error.errno, f"port_file: {path} cannot be written ({error.strerror})") from error
+        raise BindError(
+            f"port_file: {path} cannot be written ({error.strerror}); name one where this user may write"
+        ) from error
 
 
 def _url(settings: Settings, listener: socket.socket) -> str:

@@ -258,12 +258,17 @@ class Tree:
                 self._log.warning("a sidecar without a checkpoint stays", error=str(error))
 
     def _note(self, report: SweepReport) -> None:
+        is_first = self.last_sweep_s is None
         self.last_sweep_s = report.seconds
         self.skipped_links = report.skipped_links
         self.odd = report.odd
         online = report.directories > 0
         if self.online and not online:
             self._log.warning("root is offline; what was known stays listed", root=self.root.name, error=report.error)
+        elif is_first and not online:
+            self._log.warning(
+                "root cannot be listed; it is looked for again and again", root=self.root.name, error=report.error
+            )
         elif online and not self.online and self.last_sweep_s is not None:
             self._log.info("root is online", root=self.root.name, checkpoints=report.checkpoints)
         self.online = online

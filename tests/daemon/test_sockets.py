@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -77,6 +78,52 @@ def test_a_file_that_is_no_socket_is_never_removed(tmp_path: pathlib.Path) -> No
     with pytest.raises(sockets.BindError, match="not a socket"):
         sockets.bind(_settings(tmp_path / "state", uds=str(precious)), {})
     assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("setting", ["uds", "state_dir"])
+def test_a_path_that_is_too_long_for_a_socket_is_named_with_its_length_and_the_limit(
+    setting: str, tmp_path: pathlib.Path
+) -> None:
+    """One byte less is taken."""
+    directory = pathlib.Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        name = "/" + sockets.STATE_SOCKET if setting == "state_dir" else ""
+        for surplus in (0, 1):
+            place = f"{directory}/{'x' * (sockets.MAX_PATH_BYTES - len(f'{directory}/{name}') + surplus)}"
+            given = {"state_dir": str(tmp_path / "s"), setting: place}
+            settings = load_settings({"port": 0, "roots": (str(tmp_path),)} | given, env={})
+            for made in {settings.state_dir, os.path.dirname(place)}:
+                os.makedirs(made, exist_ok=True)
+            if not surplus:
+                _close(sockets.bind(settings, {}))
+                continue
+            flag = setting.replace("_", "-")
+            said = (
+                f"{setting}: the Unix socket {place}{name} would have a path of 108 bytes, .* takes 107; .* --{flag}$"
+            )
+            with pytest.raises(sockets.BindError, match=said):
+                sockets.bind(settings, {})
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"uds": "nowhere/ckptd.sock"},
+            r"^uds: .*nowhere/ckptd\.sock \(No such file or directory\); make its directory",
+        ),
+        ({"port_file": "nowhere/port"}, r"^port_file: .*nowhere/port cannot be written .*; name one where"),
+        ({"host": "192.0.2.1"}, r"^host: cannot listen on 192\.0\.2\.1:0 .*; choose another --host or --port$"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_told_without_numbers_of_errors(
+    given: dict[str, str], says: str, tmp_path: pathlib.Path
+) -> None:
+    given = {name: str(tmp_path / value) if "/" in value else value for name, value in given.items()}
+    with pytest.raises(sockets.BindError, match=says):
+        sockets.bind(_settings(tmp_path / "state", **given), {})
 
 
 def test_sockets_of_socket_activation_are_taken_over(tmp_path: pathlib.Path) -> None:

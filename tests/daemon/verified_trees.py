@@ -1,6 +1,7 @@
 """A verifier on a real directory, catalog, state and pipeline; files are read in threads instead of processes."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import threading
@@ -51,7 +52,7 @@ class RefusingState:
 
     def _check(self) -> None:
         if self.full.is_set():
-            raise StateError("state.sqlite3", "no space left on device", action="written")
+            raise StateError("state.sqlite3", OSError(errno.ENOSPC, "no space left on device"), action="written")
 
 
 class ThreadPool:

@@ -53,6 +53,7 @@ def test_a_root_that_is_missing_is_waited_for_and_one_that_vanishes_may_come_bac
         assert health["catalog_status"] == "degraded"
         assert any(f"root {root} is offline" in reason for reason in health["reasons"]), health["reasons"]
         assert not root_of(daemon, root)["online"]
+        assert "root cannot be listed; it is looked for again and again" in daemon.log()
         assert not root.exists()
         write_in_place(root / "a.ckpt", checkpoint_bytes(1))
         listed(daemon, {"a.ckpt": "valid", "b.ckpt": "valid"})
