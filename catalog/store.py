@@ -29,9 +29,10 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     tombstones_kept: int = 10_000
     """This many are kept however old they are."""
     tombstone_age_s: float = 24 * 3600
-    """Younger ones are kept however many they are, up to `tombstones_max`."""
+    """Younger ones are kept as well, as long as they are not more than the entries: whoever missed more deletions than
+    there are entries is better served with a snapshot."""
     tombstones_max: int = 100_000
-    """Bounds memory when trees are deleted by the million; about 0.4 KB each."""
+    """Bounds memory when trees are deleted by the million; about 0.5 KB each."""
     pin_age_s: float = 900
     """A snapshot reader slower than this no longer holds tombstones back."""
     compact_holes: int = 1024
@@ -395,10 +396,12 @@ class Catalog:
 
     def _forget_tombstones(self) -> None:
         keep, now = self._retention, self._clock()
+        oldest_s = now - keep.tombstone_age_s
         pinned = min((r for r, pin in self._pins.items() if now - pin.since < keep.pin_age_s), default=self.revision)
         while len(self._tombstones) > keep.tombstones_kept:
             tombstone = next(iter(self._tombstones.values()))
-            wanted = tombstone.deleted_at > now - keep.tombstone_age_s or tombstone.revision > pinned
+            is_young = tombstone.deleted_at > oldest_s and len(self._tombstones) <= len(self._current)
+            wanted = is_young or tombstone.revision > pinned
             if wanted and len(self._tombstones) <= keep.tombstones_max:
                 return
             del self._tombstones[tombstone.id]

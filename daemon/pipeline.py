@@ -31,7 +31,7 @@ from .metrics import Metrics
 from .publisher import Publisher
 from .settle import Look, LookKind, Phase, Settle, Verdict
 from .sidecars import SidecarWriter
-from .workers import WorkerPool
+from .workers import PoolClosed, WorkerPool
 
 LOOKS_AT_ONCE = 192
 """Paths that are opened and described at the same time; each holds at most six descriptors."""
@@ -197,6 +197,8 @@ class Pipeline:
                 self._on_looked(key, sweeps)
         except LookAgain as again:
             self._settle.abort(key, anyio.current_time(), retry_in_s=again.in_s)
+        except PoolClosed:  # the service stops; the next run looks at it anew
+            self._settle.abort(key, anyio.current_time(), retry_in_s=INTERNAL_ERROR_RETRY_S)
         except Exception as error:  # noqa: BLE001
             # The rim of one file: whatever went wrong with it must not stop the others. It is tried again.
             self._log.exception("a checkpoint could not be processed", path=os.fsdecode(key.root.join(key.path)))

@@ -51,6 +51,8 @@ RETRY_UNWRITABLE_S = 600.0
 RETRY_MET_S, MET_TRIES = 2.0, 5
 """Where a sidecar was met that nobody knew of: when it is tried again, and how often."""
 
+WARNED_KEPT = 1000
+"""Directories that the log was told of; with more of them it may tell of one again."""
 RETRY_FAILED_S = 60.0
 """After a full disk or an I/O error, or where something else has the sidecar's name."""
 
@@ -255,6 +257,7 @@ class SidecarWriter:
             self._schedule(wanted, 0.0)
         for place in due:  # nothing waits there any more
             del self._unwritable[place]
+            self._forget_refusal(place)
         self._opened.clear()
 
     async def _write_one(self, wanted: _Wanted) -> None:
@@ -307,7 +310,7 @@ class SidecarWriter:
     def _note_written(self, place: _Place) -> None:
         self.written += 1
         self._wrote.add(place[0])
-        self._warned = {told for told in self._warned if told[0] != place}
+        self._forget_refusal(place)
         if self._unwritable.pop(place, None) is not None:
             self._opened.add(place)
 
@@ -318,11 +321,13 @@ class SidecarWriter:
         if record.entry.metadata_source is not MetadataSource.STATE:
             self.skipped += 1
         if error.errno in _REFUSED:
-            self._refusals[place] = error
+            self._refusals[place] = error.with_traceback(None)  # which holds whatever the thread had at hand
             self._unwritable.setdefault(place, anyio.current_time() + RETRY_UNWRITABLE_S)
         elif error.errno != errno.ENAMETOOLONG:
             self._schedule(wanted, RETRY_FAILED_S)
         if (place, error.errno) not in self._warned:
+            if len(self._warned) >= WARNED_KEPT:
+                self._warned.clear()
             self._warned.add((place, error.errno))
             self._log.warning(
                 "sidecars cannot be written here; the metadata is kept in the state",
@@ -330,6 +335,10 @@ class SidecarWriter:
                 error=error.strerror,
                 remedy="give the daemon write access, or set sidecars: off; it is tried again by itself",
             )
+
+    def _forget_refusal(self, place: _Place) -> None:
+        self._refusals.pop(place, None)
+        self._warned = {told for told in self._warned if told[0] != place}
 
     def _write(self, record: Record, wanted: _Wanted) -> _Written | _Refused | _Met | None:
         """Runs in a thread."""
@@ -342,8 +351,9 @@ class SidecarWriter:
         try:
             if not self._may_write(wanted.root):
                 raise PermissionError(errno.EACCES, "another process writes this tree's sidecars")
-            if (wanted.root, directory) in self._unwritable and wanted not in self._trying:
-                return _refused(self._refusals[wanted.root, directory], description)
+            refusal = self._refusals.get((wanted.root, directory))
+            if refusal is not None and wanted not in self._trying:
+                return _refused(refusal, description)
             return self._write_file(description, record.relative_path, wanted)
         except FileExistsError:
             blocked = _blocked(wanted.root, sidecar_path(record.relative_path, long_name=self._long_name))

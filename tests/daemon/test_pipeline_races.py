@@ -26,6 +26,7 @@ from ckptd.daemon.look import Viewer
 from ckptd.daemon.metrics import Metrics
 from ckptd.daemon.pipeline import Pipeline
 from ckptd.daemon.settle import Settle
+from ckptd.daemon.workers import WorkerPool
 from ckptd.validators.errors import Changed
 from tests.service.checkpoints import checkpoint_bytes, rename_in
 
@@ -289,3 +290,17 @@ async def test_a_file_that_is_overwritten_in_its_place_before_it_is_read_is_told
     record = stage.catalog.get(key.id)
     assert record is not None
     assert record.entry.epoch == 4
+
+
+async def test_a_look_that_meets_a_pool_that_has_ended_is_no_problem_of_its_file(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service stops; what it had not read the next run reads. A traceback for each file would hide a real one."""
+    ended = WorkerPool(workers=1, memory_mb=64, timeout_s=1.0, log=structlog.stdlib.get_logger())
+    key = stage.key("a.ckpt")
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes())
+    monkeypatch.setattr(stage.pool, "describe", ended.describe)
+    stage.pipeline.hint([key])
+    await until(lambda: stage.pipeline.counts.looks == 1 and not stage.pipeline._in_flight, "the look has ended")
+    assert not stage.problems
+    assert stage.pipeline.is_pending(key)
