@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from ckptd.validators.errors import Changed
+from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.formats.sharded import wants
-from ckptd.validators.inspection import FileIdentity
+from ckptd.validators.inspection import FileIdentity, Level
 from ckptd.validators.reader import ALIGNMENT, identity_of
 
 from .description import DescribeRequest, OpenedFiles, ShardFile
@@ -101,6 +101,52 @@ def open_described(root_fd: int, relative_path: bytes) -> tuple[int, tuple[Shard
         opened = _open_itself(undo, root_fd, relative_path)
         undo.pop_all()
         return opened
+
+
+@contextlib.contextmanager
+def open_named(
+    top: bytes, absolute: bytes, relative_path: bytes, level: Level
+) -> Iterator[tuple[DescribeRequest, OpenedFiles]]:
+    """As `open_checkpoint`, but following a link that the caller named, wherever it leads; closed at the end.
+
+    Args:
+        top: configs and records are looked for beneath this directory only.
+        absolute: path of the checkpoint.
+        relative_path: the same, beneath `top`.
+        level: how much of the file is to be verified.
+
+    Raises:
+        OSError, UnreadablePart, Changed: as `open_checkpoint`.
+    """
+    with contextlib.ExitStack() as stack:
+        root_fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, root_fd)
+        found = find_companions(DirectFiles(root_fd), relative_path)
+        checkpoint, shards, parts = _open_named_itself(stack, absolute)
+        beside = {}
+        for name in (*found.sidecars, *found.records, *filter(None, [found.config])):
+            with contextlib.suppress(OSError):  # what cannot be opened counts as absent
+                beside[name] = open_beneath(root_fd, name)
+                stack.callback(os.close, beside[name])
+        request = DescribeRequest(
+            checkpoint_path=shown_path(absolute)[0],
+            relative_path=relative_path,
+            level=level,
+            sidecar_names=tuple(name for name in found.sidecars if name in beside),
+            config_name=found.config if found.config in beside else None,
+            record_names=tuple(name for name in found.records if name in beside),
+            wandb_run=found.wandb_run,
+            run_failed=found.run_failed,
+            shards=shards,
+            directory_name=shown_path(os.path.basename(os.path.realpath(absolute)))[0] if shards else None,
+        )
+        sidecars = tuple(beside[name] for name in request.sidecar_names)
+        config = None if request.config_name is None else beside[request.config_name]
+        records = tuple(beside[name] for name in request.record_names)
+        yield (
+            request,
+            OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config, records=records, shards=parts),
+        )
 
 
 @contextlib.contextmanager
@@ -206,6 +252,30 @@ def is_directory(fd: int) -> bool:
     return stat.S_ISDIR(os.fstat(fd).st_mode)
 
 
+def is_opened_directory(fd: int) -> bool:
+    """`is_directory`, for those who parse.
+
+    Raises:
+        Unreadable: the system refuses to tell.
+    """
+    try:
+        return is_directory(fd)
+    except OSError as error:
+        raise Unreadable(f"fstat failed: {error.strerror}", error.errno) from error
+
+
+def identity_of_opened(fd: int) -> FileIdentity:
+    """The identity of an opened file, for those who parse.
+
+    Raises:
+        Unreadable: the system refuses to tell.
+    """
+    try:
+        return identity_of(os.fstat(fd))
+    except OSError as error:
+        raise Unreadable(f"fstat failed: {error.strerror}", error.errno) from error
+
+
 def status_of_checkpoint(root_fd: int, relative_path: bytes) -> tuple[os.stat_result, FileIdentity]:
     """The status of a checkpoint, and the identity that its description carries.
 
@@ -230,6 +300,23 @@ def directory_identities(root_fd: int, relative_path: bytes) -> Identities:
     listing = list_beneath(root_fd, relative_path)
     identities = file_identities(DirectFiles(root_fd), relative_path, listing.identity)
     return msgspec.structs.replace(identities, shards=listing.digest)
+
+
+def _open_named_itself(
+    stack: contextlib.ExitStack, absolute: bytes
+) -> tuple[int, tuple[ShardFile, ...], tuple[int, ...]]:
+    """Open the file, or the directory with its files, that a caller named; a link is followed."""
+    if not os.path.isdir(absolute):
+        checkpoint = os.open(absolute, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        stack.callback(os.close, checkpoint)
+        return checkpoint, (), ()
+    directory, name = os.path.split(os.path.realpath(absolute))
+    base_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, base_fd)
+    checkpoint, shards, parts = open_described(base_fd, name)
+    for fd in (checkpoint, *parts):
+        stack.callback(os.close, fd)
+    return checkpoint, shards, parts
 
 
 # ---- directories -----------------------------------------------------------------------------------------------
