@@ -145,11 +145,13 @@ def read_token(path: str) -> str:
             text = file.read(4096).strip().decode("ascii", "replace")
     except OSError as error:
         raise AccessError(
-            f"the token cannot be read from {path} ({error.strerror}); name a readable token_file"
+            f"the token cannot be read from {path} ({error.strerror}); let this user read it, or name another file "
+            "(token_file, read_token_file)"
         ) from error
     if not _TOKEN.fullmatch(text):
         raise AccessError(
-            f"{path} holds no token: write one line of 16 to 512 printable characters, or delete the file"
+            f"{path} holds no token: write one line of 16 to 512 printable characters without blanks, as "
+            "`openssl rand -base64 32` makes it; one that ckptd generated may also be deleted"
         )
     return text
 

@@ -360,7 +360,8 @@ def readable_by_everyone(path: bytes) -> bool:
 def _is_open(settings: Settings, roots: Iterable[Root], *, loopback: bool) -> bool:
     if settings.allow_anonymous:
         return True
-    if settings.access is Access.TOKEN or settings.token_file is not None or not loopback:
+    is_given = settings.token_file is not None or settings.read_token_file is not None
+    if settings.access is Access.TOKEN or is_given or not loopback:
         return False
     return all(readable_by_everyone(root.path) for root in roots)
 

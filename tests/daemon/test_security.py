@@ -317,6 +317,18 @@ def test_a_token_for_readers_is_generated_beside_a_generated_token_and_never_bes
     assert policy.token_files == TokenFiles(str(given))
 
 
+def test_who_names_a_token_for_readers_has_readers_asked_for_it(public_root: str, tmp_path: Path) -> None:
+    """Also where everybody could be let in: else the file, or its absence, would go unnoticed."""
+    given = tmp_path / "given"
+    given.write_text(READ_TOKEN)
+    policy = policy_of(settings_of(public_root, tmp_path, read_token_file=str(given)))
+    assert not policy.is_open
+    assert policy.token_files == TokenFiles(str(tmp_path / "token"), str(given))
+    given.unlink()
+    with pytest.raises(AccessError, match="cannot be read"):
+        policy_of(settings_of(public_root, tmp_path, read_token_file=str(given)))
+
+
 def test_one_token_for_both_is_refused(public_root: str, tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.write_text(TOKEN)

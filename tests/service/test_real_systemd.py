@@ -189,8 +189,6 @@ def test_tokens_given_as_credentials_are_the_ones_that_count(service: Installati
 
 
 def test_a_token_for_readers_alone_leaves_the_other_to_be_generated(service: Installation) -> None:
-    """With `access: token`; on loopback and an open tree nobody would be asked for one."""
-    service.machine.drop_in(SERVICE, CHANGES, "[Service]\nEnvironment=CKPTD_ACCESS=token\n")
     with credentials(service.machine, read_token="a-token-to-read-alone"):
         eventually(service.is_up, "it answers")
         assert service.health(Authorization="Bearer a-token-to-read-alone")["may_rebuild"] is False
