@@ -12,13 +12,14 @@ from ckptd.validators.inspection import FileIdentity, Level, Plain
 from ckptd.validators.reader import identity_of
 
 from ..describe import describe_opened, generated_by, sidecar_for
-from ..description import CheckpointMetadata, Description, SidecarStatus
+from ..description import CheckpointMetadata, Description, RedactionRules, SidecarStatus
 from ..documents import MAX_BYTES
 from ..entry import shown_path
 from ..experiment import DirectFiles, find_companions
 from ..metadata import MetadataError, metrics_of, parse_metadata
 from ..metric_names import metric_key
 from ..opening import open_checkpoint
+from ..redaction import Redactor
 from ..roots import open_beneath
 from ..sidecar import Author, author_of, remove_sidecar, render, sidecar_path, write_sidecar
 from .digesting import remembered_digest
@@ -131,10 +132,12 @@ def joined(description: Description, facts: TrainingFacts, style: Style) -> Chec
     except ValueError as error:
         raise NotWritten("invalid", str(error)) from error
     document = msgspec.to_builtins(found)
+    # What the file and its config say is redacted already. A config may be its owner's alone; the sidecar is not.
+    shown = Redactor(RedactionRules())
     for field, value in facts.otherwise.items():
-        _put(document, field, value, only_where_missing=True)
+        _put(document, field, shown.plain(value, _last(field)), only_where_missing=True)
     for field, value in facts.known.items():
-        _put(document, field, value)
+        _put(document, field, shown.plain(value, _last(field)))
     document["metrics"] = msgspec.to_builtins(metrics_of(_all_metrics(facts.metrics, found.metrics.flat())))
     # Not "ckptd <version>", which says that the file was read and no more is known than it shows.
     document["source"]["generated_by"] = f"{style.callback} {generated_by().rpartition(' ')[2]}"
@@ -249,6 +252,10 @@ def _all_metrics(logged: Mapping[str, Any], found: Mapping[str, float]) -> dict[
     numbers = {name: number for name, value in logged.items() if (number := plain_number(value)) is not None}
     known = {metric_key(name) for name in logged}
     return numbers | {name: value for name, value in found.items() if metric_key(name) not in known}
+
+
+def _last(field: str) -> str:
+    return field.rpartition(".")[2]
 
 
 def _put(document: Any, field: str, value: Plain, *, only_where_missing: bool = False) -> None:

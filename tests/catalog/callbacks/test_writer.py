@@ -109,6 +109,28 @@ def test_what_the_training_knows_wins_and_what_it_offers_only_fills_gaps(
     assert written["model"]["head"]["name"] == "ClassOfHead"
 
 
+def test_a_secret_of_a_closed_config_or_of_the_training_itself_is_not_copied_into_the_sidecar(
+    writer: SidecarWriter, checkpoint: Path
+) -> None:
+    """The config is its owner's alone (0600); the sidecar is for everybody who may read the checkpoint (0644)."""
+    password, token, name = "hunter2-of-alice", "hf_" + "Ab3" * 10, "https://me:p4ssw0rd-of-mine@hub.example/resnet18"
+    head = f"{{name: db_head, params: {{hub_token: {token}, db: {{password: {password}}}, k: 50}}}}"
+    config = write(checkpoint.parents[1] / ".hydra/config.yaml", f"exp_name: exp\nmodel: {{head: {head}}}\n")
+    config.chmod(0o600)
+    checkpoint.chmod(0o644)
+    known = {"model.encoder.model_name": name, "model.loss.params": {"api_key": password, "alpha": 1}}
+    otherwise = {"model.decoder.params": {"note": [token]}}
+    writer.submit(str(checkpoint), TrainingFacts(known=known, otherwise=otherwise))
+    assert writer.flush(LONG_S)
+    text = sidecar_of(checkpoint).read_text()
+    assert [secret for secret in (password, token, "p4ssw0rd") if secret in text] == []
+    model = read(checkpoint)["model"]
+    assert model["head"]["params"] == {"hub_token": "[redacted]", "db": {"password": "[redacted]"}, "k": 50}
+    assert model["loss"]["params"] == {"api_key": "[redacted]", "alpha": 1}
+    assert model["decoder"]["params"] == {"note": ["[redacted]"]}
+    assert model["encoder"]["model_name"] == "https://[redacted]@hub.example/resnet18"
+
+
 def test_what_an_earlier_save_logged_is_not_carried_on(writer: SidecarWriter, checkpoint: Path) -> None:
     writer.submit(str(checkpoint), facts(3, early=1.0))
     assert writer.flush(LONG_S)
