@@ -25,11 +25,39 @@ _ASK_AGAIN_S = 0.01
 class FaultyDisk:
     """A mounted `fault_filesystem`."""
 
-    def __init__(self, path: pathlib.Path, backing: pathlib.Path, rules: pathlib.Path) -> None:
-        self.path = path
-        self.backing = backing
+    def __init__(self, directory: pathlib.Path, subtype: str) -> None:
+        self.path = directory / "disk"
+        self.backing = directory / "backing"
         """What it shows; what is changed there is changed without an event, as on another machine."""
-        self._rules = rules
+        self._rules = directory / "rules.json"
+        self._log = directory / "filesystem.log"
+        self._subtype = subtype
+        self._server: subprocess.Popen[bytes] | None = None
+        for each in (self.path, self.backing):
+            each.mkdir()
+        _put(self._rules, {})
+
+    def mount(self) -> None:
+        """Start the process that serves it, and wait until it is mounted."""
+        command = [sys.executable, __file__, *map(str, (self.backing, self.path, self._rules)), self._subtype]
+        with open(self._log, "wb") as log:
+            self._server = subprocess.Popen(command, stdout=log, stderr=log)
+        end = time.monotonic() + 60
+        while not self.path.is_mount():
+            assert self._server.poll() is None, self._log.read_text()
+            assert time.monotonic() < end, "the filesystem was not mounted"
+            time.sleep(_ASK_AGAIN_S)
+
+    def unmount(self) -> None:
+        """Take it away, whatever state it is in."""
+        subprocess.run(["/bin/umount", "-f", "-l", str(self.path)], check=False, capture_output=True)
+        self.die()
+
+    def die(self) -> None:
+        """End the process that serves it: it stays mounted, and whatever is asked of it fails with ENOTCONN."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
 
     @contextlib.contextmanager
     def failing(self, *operations: str, code: int, glob: str = "*") -> Iterator[None]:
@@ -67,24 +95,12 @@ def faulty_disk(directory: pathlib.Path, *, subtype: str = LOCAL) -> Iterator[Fa
         directory: exists; files of the filesystem's own are put there.
         subtype: by which ckptd tells local disks from network filesystems.
     """
-    disk = FaultyDisk(directory / "disk", directory / "backing", directory / "rules.json")
-    for each in (disk.path, disk.backing):
-        each.mkdir()
-    _put(disk._rules, {})
-    command = [sys.executable, __file__, str(disk.backing), str(disk.path), str(disk._rules), subtype]
-    with open(directory / "filesystem.log", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    disk = FaultyDisk(directory, subtype)
     try:
-        end = time.monotonic() + 60
-        while not disk.path.is_mount():
-            assert process.poll() is None, (directory / "filesystem.log").read_text()
-            assert time.monotonic() < end, "the filesystem was not mounted"
-            time.sleep(_ASK_AGAIN_S)
+        disk.mount()
         yield disk
     finally:
-        subprocess.run(["/bin/umount", "-f", "-l", str(disk.path)], check=False, capture_output=True)
-        process.kill()
-        process.wait()
+        disk.unmount()
 
 
 def _put(path: pathlib.Path, rules: dict[str, dict[str, Any]]) -> None:
