@@ -1,5 +1,6 @@
 """What must hold whenever the tree is quiet, and what the service takes then."""
 
+import contextlib
 import os
 import sys
 import time
@@ -51,6 +52,8 @@ class Usage(NamedTuple):
     children_mb: float
     """Of the processes that it has started, shared pages counted in each."""
     descriptors: int
+    """Of files, pipes and the like; connections come and go, and are counted apart."""
+    sockets: int
     threads: int
     cpu_s: float
 
@@ -122,14 +125,25 @@ def _failure(claim: Callable[[], object]) -> list[str]:
 def usage_of(pid: int) -> Usage:
     """What a process takes now, read from /proc."""
     status = _status(pid)
+    sockets = _is_socket(pid)
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return Usage(
         rss_mb=int(status["VmRSS"].split()[0]) / 1024,
         children_mb=sum(int(_status(child).get("VmRSS", "0").split()[0]) for child in children_of(pid)) / 1024,
-        descriptors=len(os.listdir(f"/proc/{pid}/fd")),
+        descriptors=len(sockets) - sum(sockets),
+        sockets=sum(sockets),
         threads=int(status["Threads"]),
         cpu_s=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
     )
+
+
+def _is_socket(pid: int) -> list[bool]:
+    """Of each descriptor of a process."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.append(os.readlink(descriptor).startswith("socket:"))
+    return found
 
 
 def _status(pid: int) -> dict[str, str]:
