@@ -16,22 +16,28 @@ import threading
 from typing import NoReturn
 
 from ckptd.catalog.description import CheckpointMetadata, DescribeRequest, Description, OpenedFiles
-from ckptd.daemon import zygote
-from ckptd.validators.inspection import Inspection
+from ckptd.daemon import weights_zygote, zygote
+from ckptd.validators.inspection import Inspection, Level
 from ckptd.validators.reader import FileReader
 
 REPOSITORY = str(pathlib.Path(__file__).resolve().parents[2])
-COMMAND = (
-    *(sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c"),
-    f"import sys; sys.path.insert(0, {REPOSITORY!r}); from tests.daemon.forced_pickles import serve; serve()",
-)
+_PYTHON = (sys.executable, "-I", "-X", "utf8", "-W", "ignore", "-c")
+_IMPORT = f"import sys; sys.path.insert(0, {REPOSITORY!r}); from tests.daemon import forced_pickles; forced_pickles."
+COMMAND = (*_PYTHON, _IMPORT + "serve()")
 """Starts a zygote whose children unpickle what they are given."""
+WEIGHTS_COMMAND = (*_PYTHON, _IMPORT + "serve_with_torch()")
+"""The same with torch."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def serve() -> NoReturn:
     """What `COMMAND` runs."""
     zygote.main(run)
+
+
+def serve_with_torch() -> NoReturn:
+    """What `WEIGHTS_COMMAND` runs: the zygote of level `weights`, but for its job."""
+    zygote.main(run, weights_zygote.preload, Level.WEIGHTS)
 
 
 def run(request: DescribeRequest, files: OpenedFiles) -> Description:
@@ -66,6 +72,18 @@ def connect_unix(path: str) -> None:
     """Connect to a socket in the file system."""
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
+
+
+def use_threads_of_torch() -> None:
+    """Have torch start its pool of threads, which it does at the first large operation that may use two."""
+    torch = sys.modules["torch"]
+    torch.set_num_threads(2)
+    torch.ones(1 << 22).add_(1).sum().item()
+
+
+def share_by_torch() -> None:
+    """Have torch move a tensor into shared memory, which it makes a file for."""
+    sys.modules["torch"].ones(100).share_memory_()
 
 
 def start_thread() -> None:
@@ -118,4 +136,17 @@ def attacks(canary: pathlib.Path, victim: int, port: int, uds: pathlib.Path) -> 
         "keyring": call(
             "tests.daemon.forced_pickles.libc", "syscall", 250 if os.uname().machine == "x86_64" else 219, 0, 0, 0, 0, 0
         ),
+    }
+
+
+def attacks_by_torch(canary: pathlib.Path) -> dict[str, bytes]:
+    """More of them, by what is there where torch is loaded. Arguments as of `attacks`."""
+    made = str(canary) + ".made"
+    return {
+        "threads of torch": call("tests.daemon.forced_pickles.use_threads_of_torch"),
+        "shared memory of torch": call("tests.daemon.forced_pickles.share_by_torch"),
+        "load by torch": call("torch.serialization.load", str(canary)),
+        "save by torch": call("torch.serialization.save", 1, made),
+        "map by torch": call("torch.from_file", str(canary), True, 1),
+        "a library": call("ctypes.CDLL", str(canary)),
     }
