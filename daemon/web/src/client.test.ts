@@ -70,10 +70,10 @@ async function watching(options: WatchOptions = {}): Promise<Watch> {
   const watch = watchCheckpoints(
     {
       onReset: (reason) => heard.push(`reset ${reason}`),
-      onBatch: (entries) => heard.push(`batch ${entries.map(({ id }) => id)}`),
+      onBatch: (entries) => heard.push(`batch ${entries.map(({ id }) => id).join()}`),
       onComplete: ({ total }) => heard.push(`complete ${total}`),
-      onUpsert: (entries) => heard.push(`upsert ${entries.map(({ id }) => id)}`),
-      onDelete: (gone) => heard.push(`delete ${gone.map(({ id }) => id)}`),
+      onUpsert: (entries) => heard.push(`upsert ${entries.map(({ id }) => id).join()}`),
+      onDelete: (gone) => heard.push(`delete ${gone.map(({ id }) => id).join()}`),
       onResumed: () => heard.push('resumed'),
       onHeartbeat: () => heard.push('heartbeat'),
       onProgress: (done, total) => heard.push(`progress ${done}/${total}`),
@@ -270,7 +270,7 @@ describe('one look', () => {
     const done = streamCheckpoints(
       limit,
       {
-        onBatch: (entries) => heard.push(`batch ${entries.map(({ id }) => id)}`),
+        onBatch: (entries) => heard.push(`batch ${entries.map(({ id }) => id).join()}`),
         onComplete: ({ total }) => heard.push(`complete ${total}`),
         onError: (error: CatalogError) => heard.push(`error ${error.status} ${error.remedy}`),
       },

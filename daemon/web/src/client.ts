@@ -323,7 +323,7 @@ class Watcher implements Watch {
     if (!this.isInSnapshot && this.isHidden) this.followVisibility()
   }
 
-  private tell(message: Message): void {
+  private tell(message: Exclude<Message, { readonly type: 'bye' }>): void {
     const { handlers } = this
     switch (message.type) {
       case 'reset':

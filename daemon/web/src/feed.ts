@@ -1,6 +1,6 @@
 /** The feed: what the stream client hears goes into the store, and how the connection fares into the state. */
 
-import { CatalogError, countCheckpoints, streamCheckpoints, type Watch, watchCheckpoints } from './client'
+import { type CatalogError, countCheckpoints, streamCheckpoints, type Watch, watchCheckpoints } from './client'
 import { type Connection, connection } from './state'
 import type { RowStore } from './store/rows'
 import type { PageConfig } from './wire'
@@ -9,6 +9,9 @@ import type { PageConfig } from './wire'
 const QUERY = { include_invalid: true } as const
 /** When nothing has come for so long, the list is fetched instead: something on the way may hold streams back. */
 const PATIENCE_MS = 8_000
+
+/** How often the numbers of a snapshot under way are told: with each of 200 batches they cost more than the batches. */
+const TELL_MS = 200
 
 export interface Feed {
   /** Try again at once, or fetch the list anew. */
@@ -26,11 +29,30 @@ function set(patch: Partial<Connection>): void {
   connection.set({ ...connection.get(), ...patch })
 }
 
+/** Count what comes in of a snapshot, and tell of it now and then. */
+class Progress {
+  private received = 0
+  private toldAt = -Infinity
+
+  begin(): void {
+    this.received = 0
+    this.toldAt = -Infinity
+  }
+
+  add(count: number): void {
+    this.received += count
+    if (performance.now() - this.toldAt < TELL_MS) return
+    this.toldAt = performance.now()
+    set({ received: this.received })
+  }
+}
+
 function followStream(store: RowStore, config: PageConfig): Feed {
   const ending = new AbortController()
   let hasBegun = false
   let isWhole = false
   let fallback: Feed | null = null
+  const progress = new Progress()
   const patience = setTimeout(() => {
     if (!hasBegun && connection.get().status === 'loading') fallback = fetchList(store)
   }, PATIENCE_MS)
@@ -47,11 +69,12 @@ function followStream(store: RowStore, config: PageConfig): Feed {
         begin()
         store.beginSnapshot()
         if (isWhole) expectTotal(ending.signal)
+        progress.begin()
         set({ status: 'loading', received: 0, reason: null })
       },
       onBatch: (entries) => {
         store.addSnapshot(entries)
-        set({ received: connection.get().received + entries.length })
+        progress.add(entries.length)
       },
       onComplete: ({ total, revision }) => {
         isWhole = true
@@ -102,6 +125,7 @@ function fetchList(store: RowStore): Feed {
     ending.abort()
     ending = new AbortController()
     const { signal } = ending
+    const progress = new Progress()
     store.beginSnapshot()
     set({ status: 'loading', received: 0, reason: null, retryAt: null })
     expectTotal(signal)
@@ -110,7 +134,7 @@ function fetchList(store: RowStore): Feed {
       {
         onBatch: (entries) => {
           store.addSnapshot(entries)
-          set({ received: connection.get().received + entries.length })
+          progress.add(entries.length)
         },
         onComplete: ({ total, revision }) => {
           store.endSnapshot()

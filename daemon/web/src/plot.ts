@@ -118,6 +118,7 @@ function axesOf(spec: PlotSpec, scales: readonly string[], token: Token): uPlot.
       // An axis has the colour of its line where each line has its own.
       stroke: scales.length > 1 ? token(`--plot-${at + 1}`) : token('--muted'),
       scale,
+      // oxlint-disable-next-line typescript/no-unsafe-enum-assignment -- uPlot has its enums as types alone
       side: at === 0 ? 3 : 1,
       size: 56,
       grid: { ...grid, show: at === 0 },

@@ -15,7 +15,7 @@ export class Observable<T> {
   set(value: T): void {
     if (Object.is(value, this.current)) return
     this.current = value
-    for (const listener of [...this.listeners]) listener(value)
+    for (const listener of Array.from(this.listeners)) listener(value) // they may change meanwhile
   }
 
   /** Returns what ends the subscription. */

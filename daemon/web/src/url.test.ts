@@ -5,7 +5,7 @@ import { type Filters, INITIAL } from './state'
 import { type Addressed, fromQuery, toQuery } from './url'
 import { HEALTHS, SAFETIES } from './wire'
 
-const ids = fc.uniqueArray(fc.string({ unit: fc.constantFrom(...'abcdefghijklmnopqrstuvwxyz234567'), minLength: 16, maxLength: 16 }), { minLength: 2, maxLength: 4 })
+const ids = fc.uniqueArray(fc.string({ unit: fc.constantFrom(...'abcdefghijklmnopqrstuvwxyz234567'.split('')), minLength: 16, maxLength: 16 }), { minLength: 2, maxLength: 4 })
 const text = fc.string({ unit: 'grapheme', minLength: 1 })
 const number = fc.double({ noNaN: true, noDefaultInfinity: true }).map((value) => (Object.is(value, -0) ? 0 : value))
 const day = fc.option(fc.integer({ min: 0, max: 20_000 }).map((days) => new Date(days * 86_400_000).toISOString().slice(0, 10)))

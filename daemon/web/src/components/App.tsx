@@ -87,7 +87,7 @@ function useKeys(table: { current: TableHandle | null }): void {
     }
     document.addEventListener('keydown', press)
     return () => document.removeEventListener('keydown', press)
-  }, [])
+  }, [table])
 }
 
 /** Whether a key was one of the page's. */

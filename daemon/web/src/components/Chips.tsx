@@ -34,7 +34,7 @@ export function Chips() {
 /** One chip for each filter; the text that was typed is not among them, it stands in the search box. */
 export function chipsOf(filters: Filters): readonly Chip[] {
   const chips: Chip[] = []
-  const list = <K extends 'exp_name' | 'architecture' | 'health' | 'safety'>(key: K, name: string): void => {
+  const list = (key: 'exp_name' | 'architecture' | 'health' | 'safety', name: string): void => {
     if (filters[key].length) chips.push({ name, value: filters[key].join(', '), without: { [key]: [] } })
   }
   list('exp_name', 'Experiment')

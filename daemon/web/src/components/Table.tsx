@@ -3,7 +3,7 @@
  * by `aria-activedescendant`, so that the focus survives whatever is drawn anew.
  */
 
-import { useEffect, useLayoutEffect, useReducer, useRef, useState } from 'preact/hooks'
+import { useEffect, useLayoutEffect, useMemo, useReducer, useRef, useState } from 'preact/hooks'
 
 import { useApp, useObservable } from '../hooks'
 import { columnChoices } from '../prefs'
@@ -49,7 +49,8 @@ export function Table({ metric, nowMs, handle }: Props) {
   const detailId = useApp((state) => state.detailId)
   const choices = useObservable(columnChoices, (value) => value)
   const isLive = useObservable(connection, ({ status }) => status !== 'loading')
-  const columns = shownColumns(choices, size.width)
+  // The same list as long as it says the same: rows that get another one are drawn anew.
+  const columns = useMemo(() => shownColumns(choices, size.width), [choices, size.width])
   const { tracks, least } = tracksOf(columns, size.width)
   const viewport = Math.max(rowHeight, size.height - rowHeight)
   const count = store.length
@@ -65,9 +66,10 @@ export function Table({ metric, nowMs, handle }: Props) {
     return () => observer.disconnect()
   }, [])
 
+  const isHeld = isLive && (scrollTop > 0 || isFocused)
   useEffect(() => {
-    store.held = isLive && (scrollTop > 0 || isFocused)
-  }, [isLive, scrollTop > 0, isFocused])
+    store.held = isHeld
+  }, [isHeld])
   useEffect(
     () => () => {
       store.held = false // nobody looks

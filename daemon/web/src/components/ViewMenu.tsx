@@ -102,9 +102,9 @@ function Appearance() {
 function ColumnList({ metric }: { metric: string | null }) {
   const choices = useObservable(columnChoices, (value) => value)
   const columns = orderedColumns(choices)
-  const change = (change: (list: { id: string; isShown: boolean }[]) => void): void => {
+  const change = (edit: (list: { id: string; isShown: boolean }[]) => void): void => {
     const list = columns.map(({ column, isShown }) => ({ id: column.id, isShown }))
-    change(list)
+    edit(list)
     columnChoices.set(list)
   }
   const move = (from: number, to: number): void => change((list) => list.splice(to, 0, ...list.splice(from, 1)))

@@ -21,7 +21,7 @@ interface Group {
 export function CompareCurves({ entries }: { entries: readonly Entry[] }): JSX.Element | null {
   const [chosen, setChosen] = useState<string | null>(null)
   const changes = useStoreChanges()
-  // `changes` stands for all rows of the store
+  // oxlint-disable-next-line react-hooks/exhaustive-deps -- `changes` stands for all rows of the store
   const groups = useMemo(() => groupsOf(entries), [entries, changes])
   const names = useMemo(() => metricNames(groups.flatMap(({ rows }) => rows)), [groups])
   const metric = chosen !== null && names.includes(chosen) ? chosen : (names[0] ?? null)

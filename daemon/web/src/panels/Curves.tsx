@@ -108,7 +108,6 @@ function usePlot(props: Props, setHovered: (position: number | null) => void): R
   const { history, scaling, currentId } = props
   // The rows change while a training writes; the plot is drawn anew only when what it shows does.
   const drawn = JSON.stringify([history, scaling, currentId])
-  // `drawn` is all of them
   useEffect(() => {
     const element = host.current
     if (!element || history.xs.length === 0) return
@@ -120,6 +119,7 @@ function usePlot(props: Props, setHovered: (position: number | null) => void): R
       controller.abort()
       void plot.then((made) => made?.destroy()).catch(() => {})
     }
+    // oxlint-disable-next-line react-hooks/exhaustive-deps -- `drawn` is all of them
   }, [drawn])
   return host
 }

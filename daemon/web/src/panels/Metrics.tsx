@@ -18,7 +18,7 @@ import { Origin } from './Origin'
 export function Metrics(props: { entry: Entry; detail: CheckpointDetail | null; primary: string | null }): JSX.Element {
   const { entry } = props
   const changes = useStoreChanges()
-  // `changes` stands for all rows of the store
+  // oxlint-disable-next-line react-hooks/exhaustive-deps -- `changes` stands for all rows of the store
   const rows = useMemo(() => ofExperiment(store.all(), entry), [entry, changes])
   return (
     <>

@@ -17,7 +17,7 @@ const FEW_SIBLINGS = 12
 export function Siblings({ entry }: { entry: Entry }): JSX.Element | null {
   const [isWhole, setWhole] = useState(false)
   const changes = useStoreChanges()
-  // `changes` stands for all rows of the store
+  // oxlint-disable-next-line react-hooks/exhaustive-deps -- `changes` stands for all rows of the store
   const run = useMemo(() => ofRun(ofExperiment(store.all(), entry), entry), [entry, changes])
   if (run.length < 2) return null
   const place = run.findIndex(({ id }) => id === entry.id)

@@ -45,6 +45,7 @@ export function TreeList<T extends ListRow>(props: Props<T>): JSX.Element {
     measured.observe(element)
     return () => measured.disconnect()
   }, [])
+  // oxlint-disable-next-line react-hooks/exhaustive-deps -- after each drawing; the state it sets is the browser's
   useLayoutEffect(() => {
     // Fewer rows than before: the browser has moved the scroll position, and no event says so in time.
     const top = box.current?.scrollTop ?? 0

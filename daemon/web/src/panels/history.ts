@@ -110,8 +110,8 @@ function historyOf(wanted: readonly Wanted[], currentId: string | null): History
   const xs = [...new Set(all.flatMap((row) => row[axis] ?? []))].sort((a, b) => a - b)
   const places = new Map(xs.map((x, place) => [x, place]))
   const lines = wanted.map(({ label, metric, runId, rows }): Line => {
-    const values = new Array<number | null>(xs.length).fill(null)
-    const ids = new Array<string | null>(xs.length).fill(null)
+    const values = Array.from<unknown, number | null>(xs, () => null)
+    const ids = Array.from<unknown, string | null>(xs, () => null)
     for (const row of rows) {
       const place = row[axis] === null ? undefined : places.get(row[axis])
       const value = row.metrics[metric]

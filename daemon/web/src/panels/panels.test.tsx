@@ -61,13 +61,13 @@ beforeEach(() => {
     if (answer === undefined) return Promise.reject(new TypeError(`nobody answers ${path}`))
     return new Promise((resolve, reject) => {
       init.signal?.addEventListener('abort', () => reject(new DOMException('aborted', 'AbortError')))
-      answer().then(resolve, reject)
+      void answer().then(resolve, reject)
     })
   }) as typeof fetch
 })
 
 afterEach(() => {
-  act(() => render(null, host))
+  void act(() => render(null, host))
   host.remove()
   answers.clear()
   asked.length = 0

@@ -122,8 +122,8 @@ function addRows(
 ): void {
   let inner = branch
   let label = branch.label
-  while (depth > 0 && inner.leaves.length === 0 && inner.children.size === 1) {
-    inner = [...inner.children.values()][0] as Branch
+  for (let only = depth > 0 ? onlyChild(inner) : null; only !== null; only = onlyChild(inner)) {
+    inner = only
     label += `.${inner.label}`
   }
   const group: TensorGroup = { kind: 'group', id: inner.id, role, label, depth, count: inner.count, nbytes: inner.nbytes }
@@ -133,6 +133,12 @@ function addRows(
     if ('tensor' in child) rows.push(leaf(child.tensor, child.label, depth + 1))
     else addRows(rows, child.branch, role, depth + 1, sort, isOpen)
   }
+}
+
+/** The one module that a branch consists of. */
+function onlyChild({ leaves, children }: Branch): Branch | null {
+  const [only] = children.values()
+  return leaves.length === 0 && children.size === 1 && only !== undefined ? only : null
 }
 
 type Child = { label: string; nbytes: number } & ({ branch: Branch } | { tensor: TensorInfo })

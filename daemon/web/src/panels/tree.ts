@@ -95,7 +95,7 @@ function addChildren(nodes: TreeNode[], value: Plain, path: string, parent: numb
 
 function childrenOf(value: Plain): [string, Plain][] {
   if (Array.isArray(value)) return value.map((item: Plain, index) => [String(index), item])
-  return value !== null && typeof value === 'object' ? (Object.entries(value) as [string, Plain][]) : []
+  return value !== null && typeof value === 'object' ? Object.entries<Plain>(value) : []
 }
 
 function isFoldable(value: Plain): boolean {

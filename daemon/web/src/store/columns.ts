@@ -23,28 +23,3 @@ export class Tally {
     return [...this.counts].sort(([a, n], [b, m]) => m - n || (a < b ? -1 : 1))
   }
 }
-
-/**
- * Equal values stored once: of 100,000 entries that were parsed one by one, each has its own copy of the experiment's
- * name and an empty list of its own.
- */
-export class Sharing {
-  private readonly texts = new Map<string, string>()
-  private readonly lists = new Map<string, readonly unknown[]>()
-
-  text<T extends string | null>(value: T): T {
-    if (value === null) return value
-    const known = this.texts.get(value)
-    if (known !== undefined) return known as T
-    if (this.texts.size < 50_000) this.texts.set(value, value)
-    return value
-  }
-
-  list<T>(value: readonly T[]): readonly T[] {
-    const key = value.length ? JSON.stringify(value) : ''
-    const known = this.lists.get(key)
-    if (known !== undefined) return known as readonly T[]
-    if (this.lists.size < 5_000) this.lists.set(key, value)
-    return value
-  }
-}

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest'
 import { type Filters, NEWEST_FIRST, NO_FILTERS, type Sort } from '../state'
 import type { Entry } from '../wire'
 import { entryOf, expectedIds, TestClock } from './store-model'
-import { FADE_MS, FLUSH_MS, RowStore } from './rows'
+import { FADE_MS, FLUSH_MS, RowStore, SNAPSHOT_SHOW_MS } from './rows'
 
 function shownIds(store: RowStore): readonly string[] {
   return Array.from({ length: store.length }, (_, index) => store.at(index)?.id ?? 'nothing')
@@ -33,7 +33,7 @@ const entries = fc
     health: fc.constantFrom('writing', 'valid', 'invalid', 'offline'),
     safety: fc.constantFrom('safe', 'unsafe', 'unknown'),
   })
-  .map(({ id, day, ...more }) => entryOf(id, { ...more, modified_at: `2025-10-0${day}T12:00:00.000Z` } as Partial<Entry>))
+  .map(({ id, day, ...more }) => entryOf(id, { ...more, modified_at: `2025-10-0${day}T12:00:00.000Z` }))
 const sorts: fc.Arbitrary<Sort> = fc.record({
   by: fc.constantFrom('modified_at', 'epoch', 'exp_name', 'architecture', 'size_bytes', 'metrics.hmean', 'health', 'display_name'),
   descending: fc.boolean(),
@@ -177,7 +177,7 @@ describe('a snapshot', () => {
     const { store, clock } = storeOf(entryOf('old'), entryOf('kept'))
     store.beginSnapshot()
     store.addSnapshot([entryOf('kept'), entryOf('new')])
-    clock.wind(FLUSH_MS)
+    clock.wind(SNAPSHOT_SHOW_MS)
     expect([...shownIds(store)].sort()).toEqual(['kept', 'new', 'old'])
     store.endSnapshot()
     clock.wind(FLUSH_MS)
@@ -190,11 +190,38 @@ describe('a snapshot', () => {
     store.addSnapshot([entryOf('gone before the second')])
     store.beginSnapshot()
     store.addSnapshot([entryOf('new')])
-    clock.wind(FLUSH_MS)
+    clock.wind(SNAPSHOT_SHOW_MS)
     expect(store.length).toBe(3)
     store.endSnapshot()
     clock.wind(FLUSH_MS)
     expect(shownIds(store)).toEqual(['new'])
+  })
+
+  test('shows its first rows at once, further ones a few times a second, and the last ones with its end', () => {
+    const clock = new TestClock()
+    const store = new RowStore(clock)
+    const seen: number[] = []
+    store.beginSnapshot()
+    clock.wind(SNAPSHOT_SHOW_MS)
+    store.onChange(() => seen.push(store.length))
+    for (let number = 0; number < 20; number++) {
+      store.addSnapshot([entryOf(`id${number}`)])
+      clock.wind(FLUSH_MS)
+    }
+    expect(seen[0]).toBe(1)
+    expect(seen.length).toBeLessThanOrEqual(1 + (20 * FLUSH_MS) / SNAPSHOT_SHOW_MS)
+    store.endSnapshot()
+    clock.wind(FLUSH_MS)
+    expect(seen.at(-1)).toBe(20)
+  })
+
+  test('that stops coming is shown as far as it came', () => {
+    const clock = new TestClock()
+    const store = new RowStore(clock)
+    store.beginSnapshot()
+    store.addSnapshot(Array.from({ length: 9_000 }, (_, number) => entryOf(`id${number}`)))
+    clock.wind(2 * SNAPSHOT_SHOW_MS)
+    expect(store.length).toBe(9_000)
   })
 })
 
@@ -293,6 +320,22 @@ test('a facet counts under all other filters, and keeps the values that none of 
   )
   store.setFilters({ ...NO_FILTERS, exp_name: ['one'], architecture: ['dbnet'] })
   expect(store.facet('exp_name')).toEqual([['one', 1], ['two', 1], ['three', 0]])
+})
+
+test('a filter finds what the texts were not made for yet, and what was renamed after they were', () => {
+  const { store, clock } = storeOf()
+  store.beginSnapshot()
+  store.addSnapshot([entryOf('a', { display_name: 'lab/before' }), entryOf('b')])
+  store.endSnapshot()
+  clock.wind(FLUSH_MS)
+  store.setFilters({ ...NO_FILTERS, q: 'before' })
+  expect(shownIds(store)).toEqual(['a'])
+  clock.wind(1_000)
+  store.upsert([entryOf('a', { display_name: 'lab/after' })])
+  clock.wind(FLUSH_MS)
+  expect(shownIds(store)).toEqual([])
+  store.setFilters({ ...NO_FILTERS, q: 'after' })
+  expect(shownIds(store)).toEqual(['a'])
 })
 
 test('the usual metric is what most checkpoints were chosen by', () => {

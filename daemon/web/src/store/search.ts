@@ -26,6 +26,7 @@ type Bounds = readonly [low: number, high: number]
 const MAX_TERMS = 32
 const TOKEN = /-?(?:[^\s"]*"[^"]*"\S*|\S+)/g
 const OPERATOR = /^([^\s:<>="*]*[\p{L}_][^\s:<>="*]*)(>=|<=|[<>=:])(.*)$/su
+// oxlint-disable-next-line no-control-regex -- ASCII has control characters
 const ASCII = /^[\x00-\x7f]*$/
 
 /** Text as it is compared: composed, and without case. */

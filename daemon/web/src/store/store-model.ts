@@ -2,7 +2,7 @@
 
 import type { Filters, Sort } from '../state'
 import type { Entry, Health, Safety } from '../wire'
-import type { Clock } from './rows'
+import type { Clock } from './clock'
 
 export function entryOf(id: string, more: Partial<Entry> = {}): Entry {
   const path = more.path ?? `lab/${id}/checkpoints/last.ckpt`
