@@ -23,7 +23,8 @@ from .look import Viewer
 from .metrics import Metrics
 from .pipeline import Counts, Pipeline
 from .recent_errors import RecentErrors
-from .settings import Settings, SidecarName, Sidecars
+from .setting_types import SidecarName, Sidecars
+from .settings import Settings
 from .settle import Settle
 from .sidecars import SidecarWriter
 from .sweep import SweepReport

@@ -12,7 +12,8 @@ from typing import TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from .settings import LogFormat, Settings
+from .setting_types import LogFormat
+from .settings import Settings
 
 REPEATS_PER_MINUTE = 30
 """One event may appear so often in a minute; what exceeds it is counted and told in one line."""

@@ -1,135 +1,44 @@
-"""Settings: everything that can be set, with units and ranges; flag before environment before YAML file."""
+"""Settings: everything that can be set, with units and ranges."""
 
-import difflib
-import enum
 import hashlib
-import math
 import os
 import re
-import typing
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_core import ErrorDetails, PydanticUndefined
 
 from ckptd.catalog.description import RedactionRules
-from ckptd.catalog.roots import DEFAULT_SUFFIXES, RootError, resolve_roots
+from ckptd.catalog.roots import DEFAULT_SUFFIXES, resolve_roots
 from ckptd.validators.architectures import load_table
 from ckptd.validators.inspection import Level
 
-ENV_PREFIX = "CKPTD_"
-CREDENTIAL_NAME = "ckptd.token"
-"""File in `$CREDENTIALS_DIRECTORY` (systemd `LoadCredential=ckptd.token:…`) that serves as `token_file`."""
-READ_CREDENTIAL_NAME = "ckptd.read-token"
-"""The same for `read_token_file`."""
-
-ALL_ROOTS = "*"
-"""In `required_keys`: what is demanded in every root."""
-_CONFIG_LIMIT_BYTES = 1 << 20
-_PATH_LISTS = frozenset({"roots", "follow_links"})
-
-
-class SettingsError(ValueError):
-    """Raised when the settings cannot be used; nothing has been started. The command line exits with 2."""
-
-    def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("\n".join(self.problems))
-
-
-class Access(enum.StrEnum):
-    """Who may read."""
-
-    AUTO = "auto"
-    """On loopback without a token if everyone on the machine may read the roots anyway; else with one."""
-    TOKEN = "token"  # noqa: S105 - the name of a mode, not a secret
-    """Always with a token."""
-
-
-class Sidecars(enum.StrEnum):
-    """Whether missing sidecars are written."""
-
-    AUTO = "auto"
-    OFF = "off"
-
-
-class SidecarName(enum.StrEnum):
-    """The name of a written sidecar; both are read."""
-
-    LONG = "long"
-    """`best.ckpt.metadata.yaml`"""
-    SHORT = "short"
-    """`best.metadata.yaml`"""
-
-
-class LogFormat(enum.StrEnum):
-    """The form of the log."""
-
-    AUTO = "auto"
-    """`console` on a terminal, else `json`."""
-    CONSOLE = "console"
-    JSON = "json"
-
-
-class LogLevel(enum.StrEnum):
-    """The least severe event that is logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class AccessLogged(enum.StrEnum):
-    """Which requests the log tells of."""
-
-    OFF = "off"
-    ERRORS = "errors"
-    """Those that were refused or failed."""
-    ALL = "all"
+from .setting_types import (
+    ALL_ROOTS,
+    Access,
+    AccessLogged,
+    Keys,
+    LogFormat,
+    LogLevel,
+    Paths,
+    Seconds,
+    Share,
+    SidecarName,
+    Sidecars,
+    SomeSeconds,
+    Words,
+    all_or_off,
+    off_is_a_word,
+)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _off_is_a_word(value: object) -> object:
-    # YAML 1.1 reads a bare `off` as false.
-    return {False: "off", True: "auto"}[value] if isinstance(value, bool) else value
-
-
-def _all_or_off(value: object) -> object:
-    return {False: "off", True: "all"}[value] if isinstance(value, bool) else value
-
-
-def _resolved(path: str) -> bytes:
-    return os.path.realpath(os.fsencode(path))
-
-
-def _strings(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-Paths = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
-Words = Annotated[tuple[str, ...], pydantic.BeforeValidator(_strings)]
-
-
-def _by_root(value: object) -> object:
-    return {ALL_ROOTS: value} if isinstance(value, str | list | tuple) else value
-
-
-Keys = Annotated[dict[str, Words], pydantic.BeforeValidator(_by_root)]
-"""Of state dicts, by root."""
-Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86400, allow_inf_nan=False)]
-SomeSeconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
 class Settings(BaseModel):
-    """All settings, validated. Built once (see `load_settings`) and handed down; nothing reads the environment later.
+    """All settings, validated. Built once (see `settings_loader`) and handed down; nothing reads the environment later.
 
     Flags, environment variables, YAML keys, `--help` and the tables of the documentation are all made from
     these fields.
@@ -185,7 +94,7 @@ class Settings(BaseModel):
     quiet_s: Seconds = Field(2, description="a format without an end mark is whole when unchanged for so many seconds")
     abandoned_s: SomeSeconds = Field(60, description="an incomplete file unchanged for so many seconds is invalid")
 
-    sidecars: Annotated[Sidecars, pydantic.BeforeValidator(_off_is_a_word)] = Field(
+    sidecars: Annotated[Sidecars, pydantic.BeforeValidator(off_is_a_word)] = Field(
         Sidecars.AUTO, description="auto: write missing .metadata.yaml files; off: write nothing beside checkpoints"
     )
     sidecar_name: SidecarName = Field(
@@ -247,7 +156,7 @@ class Settings(BaseModel):
 
     log_format: LogFormat = Field(LogFormat.AUTO, description="console, json, or auto: by whether stderr is a terminal")
     log_level: LogLevel = Field(LogLevel.INFO, description="least severe event that is logged")
-    access_log: Annotated[AccessLogged, pydantic.BeforeValidator(_all_or_off)] = Field(
+    access_log: Annotated[AccessLogged, pydantic.BeforeValidator(all_or_off)] = Field(
         AccessLogged.ERRORS, description="requests that are logged: errors (refused or failed), all, or off"
     )
     sentry_dsn: str | None = Field(
@@ -351,41 +260,6 @@ class Settings(BaseModel):
         return self
 
 
-def load_settings(
-    flags: Mapping[str, Any], env: Mapping[str, str] | None = None, config_path: str | None = None
-) -> Settings:
-    """Combine flags, environment and configuration file, the first that names a setting wins.
-
-    Args:
-        flags: setting → value; None stands for "not given".
-        env: the environment, by default the process's own. `CKPTD_ROOTS` and `CKPTD_FOLLOW_LINKS` separate paths
-            by `:`, other lists by commas. An empty value counts as not given.
-        config_path: YAML file; by default `flags["config"]`, then `CKPTD_CONFIG`.
-
-    Raises:
-        SettingsError: names each setting that cannot be used, its value, where it came from and what to do.
-    """
-    env = os.environ if env is None else env
-    given = {name: value for name, value in flags.items() if value is not None}
-    config_path = config_path or given.get("config") or env.get(f"{ENV_PREFIX}CONFIG") or None
-    layers: list[tuple[dict[str, Any], str]] = [(given, "--{flag}"), (_from_env(env), f"{ENV_PREFIX}{{env}}")]
-    if config_path is not None:
-        layers.append((_from_file(config_path), config_path.replace("{", "{{").replace("}", "}}")))
-        given["config"] = config_path
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for layer, origin in layers:
-        for name in layer.keys() - values.keys():
-            values[name] = layer[name]
-            origins[name] = origin.format(flag=name.replace("_", "-"), env=name.upper())
-    _reject_unknown(values, origins)
-    _fill_from_system(values, env)
-    try:
-        return Settings(**values)
-    except pydantic.ValidationError as error:
-        raise SettingsError(_problems(error.errors(), values, origins)) from None
-
-
 def default_state_dir(roots: Iterable[str], env: Mapping[str, str]) -> str:
     """`$STATE_DIRECTORY` (systemd), else `$XDG_STATE_HOME/ckptd/<hash of the resolved roots>`.
 
@@ -401,130 +275,5 @@ def default_state_dir(roots: Iterable[str], env: Mapping[str, str]) -> str:
     return os.path.join(home, "ckptd", hashlib.blake2b(names, digest_size=8).hexdigest())
 
 
-class SettingDoc(typing.NamedTuple):
-    """One row of the settings table."""
-
-    name: str
-    default: str
-    description: str
-    is_list: bool
-    is_bool: bool
-    choices: tuple[str, ...]
-
-
-def setting_docs() -> list[SettingDoc]:
-    """Every setting as flags, `--help` and the documentation show it, in the order of the model."""
-    return [_doc(name, field) for name, field in Settings.model_fields.items()]
-
-
-# ---- inside ------------------------------------------------------------------------------------------------
-
-
-def _doc(name: str, field: pydantic.fields.FieldInfo) -> SettingDoc:
-    annotation = field.annotation
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        choices = tuple(str(choice.value) for choice in annotation)
-    else:
-        choices = ()
-    is_list = typing.get_origin(annotation) is tuple or name == "required_keys"
-    return SettingDoc(name, _shown_default(name, field), field.description or "", is_list, annotation is bool, choices)
-
-
-def _shown_default(name: str, field: pydantic.fields.FieldInfo) -> str:
-    default = field.default
-    if default is PydanticUndefined:
-        return {"workers": "cores", "state_dir": "by the roots"}[name]
-    if isinstance(default, tuple):
-        return " ".join(default) or "none"
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    return "none" if default is None or default in ("", {}) else str(default)
-
-
-def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, field in Settings.model_fields.items():
-        text = env.get(ENV_PREFIX + name.upper())
-        if not text or name == "config":
-            continue
-        if typing.get_origin(field.annotation) is tuple or name == "required_keys":
-            # Paths by the system's own separator: Hydra puts commas into directory names.
-            separator = os.pathsep if name in _PATH_LISTS else ","
-            values[name] = tuple(part.strip() for part in text.split(separator) if part.strip())
-        else:
-            values[name] = text
-    return values
-
-
-def _from_file(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_CONFIG_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise SettingsError([f"config: {path} cannot be read ({error.strerror}); name an existing file"]) from None
-    if len(data) > _CONFIG_LIMIT_BYTES:
-        raise SettingsError([f"config: {path} is larger than 1 MiB; it is not a settings file"])
-    try:
-        loaded = yaml.safe_load(data)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        detail = " ".join(str(error).split())
-        raise SettingsError([f"config: {path} is not valid YAML ({detail}); correct the file"]) from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise SettingsError([f"config: {path} holds a {type(loaded).__name__}; write `name: value` lines"])
-    values = {str(name).replace("-", "_"): value for name, value in loaded.items() if value is not None}
-    if "config" in values:
-        raise SettingsError([f"config: {path} names another config; give the final file by --config"])
-    return values
-
-
-def _reject_unknown(values: Mapping[str, Any], origins: Mapping[str, str]) -> None:
-    problems = []
-    for name in sorted(values.keys() - Settings.model_fields.keys()):
-        close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see `ckptd serve --help` for the settings"
-        problems.append(f"{name}: there is no such setting (from {origins[name]}); {hint}")
-    if problems:
-        raise SettingsError(problems)
-
-
-def _fill_from_system(values: dict[str, Any], env: Mapping[str, str]) -> None:
-    credentials = env.get("CREDENTIALS_DIRECTORY")
-    if credentials:
-        for name, credential in (("token_file", CREDENTIAL_NAME), ("read_token_file", READ_CREDENTIAL_NAME)):
-            path = os.path.join(credentials, credential)
-            if name not in values and os.path.exists(path):
-                values[name] = path
-    if "sentry_dsn" not in values and env.get("SENTRY_DSN"):
-        values["sentry_dsn"] = env["SENTRY_DSN"]
-    roots = values.get("roots", Settings.model_fields["roots"].default)
-    roots = (roots,) if isinstance(roots, str) else roots
-    if not isinstance(roots, tuple | list) or not all(isinstance(root, str) and root for root in roots):
-        return  # the validation says what is wrong with them
-    try:
-        state_dir = default_state_dir(roots, env)
-    except (RootError, ValueError, OSError) as error:
-        raise SettingsError([str(error)]) from None
-    values.setdefault("state_dir", state_dir)
-
-
-def _problems(errors: Iterable[ErrorDetails], values: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
-    problems = []
-    for error in errors:
-        reason = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        if not error["loc"]:
-            problems.append(reason)
-            continue
-        name = str(error["loc"][0])
-        if name not in values:
-            continue  # a default that could not be computed because of another error
-        field = Settings.model_fields[name]
-        value, origin = values[name], origins.get(name, "the system")
-        if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-            value = int(value)
-        default = _shown_default(name, field)
-        problems.append(
-            f"{name}: {value!r} (from {origin}) cannot be used: {reason}; {field.description} (default: {default})"
-        )
-    return problems
+def _resolved(path: str) -> bytes:
+    return os.path.realpath(os.fsencode(path))

@@ -23,7 +23,8 @@ from .completeness import Completeness, SweepSchedule, Ticket
 from .key import Key
 from .mounts import MountTable
 from .pipeline import Pipeline
-from .settings import Settings, Sidecars
+from .setting_types import Sidecars
+from .settings import Settings
 from .status import RootStatus
 from .sweep import SweepReport, sweep_root, sweep_unopened
 from .watcher import Hints, WatcherState, outermost, watch_root

@@ -24,7 +24,8 @@ from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Level
 
 from ..logging import configure
-from ..settings import LogLevel, Settings
+from ..setting_types import LogLevel
+from ..settings import Settings
 from ..workers import WorkerDied, WorkerPool, ZygoteError, finding_for
 from ..zygote_process import WEIGHTS_ZYGOTE_COMMAND, ZYGOTE_COMMAND
 from .exits import ENVIRONMENT, CommandError

@@ -5,7 +5,9 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from ..settings import Settings, SettingsError, load_settings, setting_docs
+from ..setting_docs import setting_docs
+from ..settings import Settings
+from ..settings_loader import SettingsError, load_settings
 from .exits import USAGE, CommandError
 
 _SWITCH_WORDS = frozenset({"true", "false", "on", "off", "yes", "no"})

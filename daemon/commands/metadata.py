@@ -15,7 +15,8 @@ from ckptd.catalog.description import Description
 from ckptd.catalog.roots import Root
 from ckptd.catalog.sidecar import clean_leftovers, render
 
-from ..settings import Settings, SidecarName
+from ..setting_types import SidecarName
+from ..settings import Settings
 from .current import is_current
 from .describing import Done, More, describe_all
 from .exits import ENVIRONMENT, FINE, FOUND

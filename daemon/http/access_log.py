@@ -4,7 +4,7 @@ import structlog
 from starlette.types import Scope
 
 from ..logging import REQUEST_EVENT
-from ..settings import AccessLogged
+from ..setting_types import AccessLogged
 from .security import is_unix_socket
 
 _CLIENTS = (

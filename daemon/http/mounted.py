@@ -9,7 +9,8 @@ import structlog
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
-from ..settings import Settings, load_settings
+from ..settings import Settings
+from ..settings_loader import load_settings
 from .app import CatalogApp, build_app
 from .page_files import page_for
 from .problems import ProblemError

@@ -16,7 +16,8 @@ from starlette.types import Scope
 
 from ckptd.catalog.roots import Root
 
-from ..settings import Access, Settings
+from ..setting_types import Access
+from ..settings import Settings
 from ..tokens import Right, TokenFiles, Tokens, kept_tokens, readable_by_others
 from .guesses import PEER, PEER_UID, Guesses, peer_of
 from .problems import ProblemError

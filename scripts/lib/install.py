@@ -177,7 +177,7 @@ class Installer:
         if not os.path.exists(config) or not os.path.exists(python):
             return given or ["/srv/outputs"]
         code = (
-            "import json, sys; from ckptd.daemon.settings import load_settings\n"
+            "import json, sys; from ckptd.daemon.settings_loader import load_settings\n"
             "print(json.dumps(load_settings({}, {'STATE_DIRECTORY': '/nonexistent'}, sys.argv[1]).roots))"
         )
         roots = [os.path.abspath(root) for root in json.loads(run(python, "-I", "-c", code, config))]

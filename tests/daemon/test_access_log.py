@@ -11,7 +11,8 @@ import pytest
 from ckptd.daemon.http import AccessPolicy
 from ckptd.daemon.http.access_log import client_kind
 from ckptd.daemon.logging import REPEATS_PER_MINUTE, configure
-from ckptd.daemon.settings import Settings, SettingsError, load_settings
+from ckptd.daemon.settings import Settings
+from ckptd.daemon.settings_loader import SettingsError, load_settings
 from tests.daemon.fakes import FakeBackend, serving, until
 
 pytestmark = pytest.mark.anyio

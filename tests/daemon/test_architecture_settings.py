@@ -11,7 +11,7 @@ from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
 from ckptd.catalog.roots import resolve_roots
 from ckptd.daemon.answers import Limits
 from ckptd.daemon.rereads import judged_by
-from ckptd.daemon.settings import SettingsError, load_settings
+from ckptd.daemon.settings_loader import SettingsError, load_settings
 from ckptd.daemon.zygote import with_architectures
 from ckptd.daemon.zygote_process import ZYGOTE_COMMAND
 from ckptd.validators.architectures import load_table

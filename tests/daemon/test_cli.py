@@ -78,7 +78,7 @@ def test_wrong_usage_exits_2_and_says_why(tmp_path, arguments):
 
 
 def test_every_setting_is_a_flag_of_serve(tmp_path):
-    from ckptd.daemon.settings import setting_docs
+    from ckptd.daemon.setting_docs import setting_docs
 
     shown = ckptd("serve", "--help", home=tmp_path).stdout
     for doc in setting_docs():

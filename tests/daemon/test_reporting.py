@@ -20,7 +20,7 @@ from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
 from ckptd.daemon.reporting import REPORTS_PER_MINUTE, WITHHELD, reporting_errors, without_foreign_text
-from ckptd.daemon.settings import SettingsError, load_settings
+from ckptd.daemon.settings_loader import SettingsError, load_settings
 from tests.service.daemons import DEADLINE_S, Daemon, eventually
 
 DSN = "https://public@sentry.invalid/42"

@@ -14,7 +14,8 @@ import pytest
 from ckptd.catalog.roots import Root
 from ckptd.daemon.http import AccessError, AccessPolicy, connections
 from ckptd.daemon.http.security import readable_by_everyone
-from ckptd.daemon.settings import Access, Settings
+from ckptd.daemon.setting_types import Access
+from ckptd.daemon.settings import Settings
 from ckptd.daemon.tokens import TokenFiles
 from tests.daemon.fakes import FakeBackend, RawListener, serving, until
 

@@ -7,15 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptd.daemon.settings import (
-    Access,
-    Settings,
-    SettingsError,
-    Sidecars,
-    default_state_dir,
-    load_settings,
-    setting_docs,
-)
+from ckptd.daemon.setting_docs import setting_docs
+from ckptd.daemon.setting_types import Access, Sidecars
+from ckptd.daemon.settings import Settings, default_state_dir
+from ckptd.daemon.settings_loader import SettingsError, load_settings
 
 
 def write(path: Path, text: str) -> str:

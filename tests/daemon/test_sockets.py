@@ -13,7 +13,8 @@ import tempfile
 import pytest
 
 from ckptd.daemon import sockets
-from ckptd.daemon.settings import Settings, load_settings
+from ckptd.daemon.settings import Settings
+from ckptd.daemon.settings_loader import load_settings
 
 
 def _settings(state: pathlib.Path, **flags: object) -> Settings:
@@ -138,7 +139,7 @@ def test_sockets_of_socket_activation_are_taken_over(tmp_path: pathlib.Path) -> 
 _HANDED_OVER = """
 import os, socket, sys
 from ckptd.daemon import sockets
-from ckptd.daemon.settings import load_settings
+from ckptd.daemon.settings_loader import load_settings
 settings = load_settings({"state_dir": sys.argv[1], "roots": (sys.argv[1],), "port": 1234}, env={})
 env = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
 listeners = sockets.bind(settings, env)
@@ -211,7 +212,7 @@ def test_a_link_in_place_of_the_socket_is_never_followed_nor_removed(tmp_path: p
 _CUT_OFF = """
 import errno, os, select, socket, subprocess, sys
 from ckptd.daemon import sockets
-from ckptd.daemon.settings import load_settings
+from ckptd.daemon.settings_loader import load_settings
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 sockets.USER_TIMEOUT_MS = 1_000
 settings = load_settings({"state_dir": sys.argv[1], "roots": (sys.argv[1],), "port": 0}, env={})

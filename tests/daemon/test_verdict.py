@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from ckptd.daemon.settings import load_settings
+from ckptd.daemon.settings_loader import load_settings
 from ckptd.daemon.status import CatalogStatus, RootStatus, Status
 from ckptd.daemon.verdict import STALLED_S, judge_service
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ckptd.daemon.cli import COMMANDS
-from ckptd.daemon.settings import load_settings, setting_docs
+from ckptd.daemon.setting_docs import setting_docs
+from ckptd.daemon.settings_loader import load_settings
 from ckptd.validators.findings import CATALOGUE
 
 REPO = Path(__file__).parents[2]

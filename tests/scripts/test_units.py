@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptd.daemon.settings import CREDENTIAL_NAME, READ_CREDENTIAL_NAME
+from ckptd.daemon.settings_loader import CREDENTIAL_NAME, READ_CREDENTIAL_NAME
 
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 INSTALL = Path(__file__).parents[2] / "scripts" / "install"
