@@ -40,6 +40,10 @@ CHANGED_RETRY_S = 0.02
 REFUSED_RETRY_S = 1.0
 
 
+SCARCE_RETRY_S = 1.0
+"""What could not be looked at for want of descriptors or memory is tried again after this time."""
+
+
 class LookAgain(Exception):
     """Raised when nothing can be said of a path before it was looked at again."""
 
@@ -99,10 +103,18 @@ class Describer:
     async def _open_and_describe(self, key: Key, sight: Sight) -> tuple[Sight, Description | None]:
         """Describe what was seen; a directory is opened first, when descriptors are free for it."""
         if sight.place is None:
+            self._check(key, sight)
             return sight, await self._describe(key, sight)
         async with self._directories:
             sight = await anyio.to_thread.run_sync(self._lookout.open_directory, key, sight)
+            self._check(key, sight)
             return sight, await self._describe(key, sight)
+
+    def _check(self, key: Key, sight: Sight) -> None:
+        """Take what this process lacks for no trouble of the path: nothing is told of it, and it is looked at again."""
+        if sight.postponed is not None:
+            self._problem("a look had to wait", key, sight.postponed)
+            raise LookAgain(SCARCE_RETRY_S)
 
     async def _describe(self, key: Key, sight: Sight) -> Description | None:
         if sight.kind is not LookKind.SEEN or sight.request is None or sight.identities is None:

@@ -25,6 +25,8 @@ from ckptd.validators.reader import identity_of
 from .settle import LookKind
 
 READ_ERROR = "file.read_error"
+SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""This process, or the machine, is short of something: that says nothing of a disk, and ends by itself."""
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 _NO_CHECKPOINT = (errno.EINVAL, errno.ENXIO, errno.EISDIR)
 """What `open_checkpoint` says of a FIFO or device, of a socket, and of a directory that no format claims."""
@@ -75,6 +77,8 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     request: DescribeRequest | None = None
     identities: Identities | None = None
     alias_of: CheckpointId | None = None
+    postponed: str | None = None
+    """Why nothing was seen that says anything of the path: no descriptor was free, or no memory."""
     skipped_link: bool = False
     """A link out of the roots that is not followed."""
 
@@ -133,7 +137,7 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
             except OSError as error:
                 if error.errno in _NOT_THERE:
                     continue
-                return Sight(kind=LookKind.UNREACHABLE)
+                return unreachable(error)
             break
         deleted = self.is_deletion(path, directory)
         return Sight(kind=LookKind.GONE if deleted else LookKind.UNREACHABLE)
@@ -181,14 +185,14 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         if error.errno in _NOT_THERE and link is None:
             return self._absent(path)
         if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            return Sight(kind=LookKind.UNREACHABLE)
+            return unreachable(error)
         dangling = link is not None and error.errno in (*_NOT_THERE, errno.ELOOP)
         if dangling and not is_checkpoint_name(os.path.basename(path), self.suffixes):
             return Sight(kind=LookKind.GONE)
         try:
             identities = _dangling_identities(link) if dangling and link else _unopened_identities(root_fd, path, link)
-        except OSError:
-            return Sight(kind=LookKind.UNREACHABLE)
+        except OSError as refused:
+            return unreachable(refused)
         return Sight(
             kind=LookKind.SEEN,
             unreadable=_why_dangling(error) if dangling else f"the file cannot be opened: {error.strerror}",
@@ -222,15 +226,15 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         """See whether a directory is a checkpoint, and whether its files are those that are known; opens none."""
         try:
             base_fd = os.open(place.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return Sight(kind=LookKind.UNREACHABLE)
+        except OSError as error:
+            return unreachable(error)
         try:
             if not self.claims.is_checkpoint(base_fd, place.relative):
                 return Sight(kind=LookKind.GONE)
             identities = directory_identities(base_fd, place.relative)
         except OSError as error:
             vanished = error.errno in (*_NOT_THERE, errno.ELOOP) and place.link is None
-            return self._absent(path) if vanished else Sight(kind=LookKind.UNREACHABLE)
+            return self._absent(path) if vanished else unreachable(error)
         finally:
             os.close(base_fd)
         if place.link is not None:
@@ -313,8 +317,8 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         """Open the target beneath the directory that it was found in: nothing may change that in between."""
         try:
             base_fd = os.open(place.base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return Sight(kind=LookKind.UNREACHABLE)
+        except OSError as error:
+            return unreachable(error)
         try:
             sight = self._open(base_fd, place.relative, known, must_read=must_read, link=place.link, alias_of=alias_of)
         finally:
@@ -330,6 +334,11 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         )
         opened = None if sight.opened is None else msgspec.structs.replace(sight.opened, request=named)
         return msgspec.structs.replace(sight, request=named, opened=opened)
+
+
+def unreachable(error: OSError) -> Sight:
+    """What it means that the system refused to show a path."""
+    return Sight(kind=LookKind.UNREACHABLE, postponed=error.strerror if error.errno in SCARCE else None)
 
 
 def _has_writer(request: DescribeRequest, files: OpenedFiles) -> bool | None:

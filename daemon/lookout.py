@@ -12,7 +12,7 @@ from ckptd.catalog.roots import Root
 from ckptd.catalog.verification import Verification
 
 from .key import Key
-from .look import Sight, Viewer
+from .look import Sight, Viewer, unreachable
 from .settle import LookKind
 
 
@@ -94,11 +94,11 @@ class Lookout:
             if isinstance(root_fd, FileNotFoundError):
                 return viewer.absent_root(key.path)
             if isinstance(root_fd, OSError):
-                return Sight(kind=LookKind.UNREACHABLE)
+                return unreachable(root_fd)
             return viewer.look(root_fd, key.path, wanted.known, must_read=wanted.must_read)
         except OSError as error:
             self._log.warning("a look failed", path=shown_path(key.root.join(key.path))[0], error=str(error))
-            return Sight(kind=LookKind.UNREACHABLE)
+            return unreachable(error)
         except Exception:  # noqa: BLE001
             # The rim of one path, as in the pipeline: the others in the same thread must not go with it.
             self._log.exception("a look failed", path=shown_path(key.root.join(key.path))[0])

@@ -19,7 +19,16 @@ from .completeness import Completeness, SweepSchedule, Ticket
 from .look import could_not_read
 from .mounts import Mount, MountTable, is_beneath, mount_holding, mount_of, mounts_beneath, mounts_of_root, read_mounts
 
-__all__ = ["Completeness", "KnownPaths", "SweepReport", "SweepSchedule", "Ticket", "sweep_root", "sweep_unopened"]
+__all__ = [
+    "Completeness",
+    "KnownPaths",
+    "SweepReport",
+    "SweepSchedule",
+    "Ticket",
+    "sweep_root",
+    "sweep_unasked",
+    "sweep_unopened",
+]
 
 _REFUSED = frozenset({errno.EACCES, errno.EPERM})
 
@@ -70,6 +79,8 @@ class SweepReport(msgspec.Struct, frozen=True, kw_only=True):
     skipped_links: int = 0
     odd: Mapping[bytes, str] = {}
     """Things with a checkpoint's name that are none, and what they are."""
+    asked: bool = True
+    """False where the tree was not asked at all, for want of a descriptor: that says nothing of its disk."""
     error: str | None = None
     """Why the sweep proves nothing: it was stopped, a disk failed, or mounts changed while it ran."""
 
@@ -169,6 +180,12 @@ def sweep_unopened(root: Root, known: KnownPaths, error: OSError) -> SweepReport
         missing=tuple(missing),
         error=f"{root.name} cannot be opened: {error.strerror}",
     )
+
+
+def sweep_unasked(root: Root, error: OSError) -> SweepReport:
+    """The report of a sweep that could not begin because this process, not the tree, is short of something."""
+    why = f"{root.name} cannot be swept: {error.strerror}"
+    return SweepReport(root=root, started_at=time.time(), asked=False, error=why)
 
 
 def _doubtful(

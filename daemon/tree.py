@@ -21,12 +21,13 @@ from ckptd.validators.formats.sharded import DEPTH, is_member_name
 
 from .completeness import Completeness, SweepSchedule, Ticket
 from .key import Key
+from .look import SCARCE
 from .mounts import MountTable
 from .pipeline import Pipeline
 from .setting_types import Sidecars
 from .settings import Settings
 from .status import RootStatus
-from .sweep import SweepReport, sweep_root, sweep_unopened
+from .sweep import SweepReport, sweep_root, sweep_unasked, sweep_unopened
 from .watcher import Hints, WatcherState, outermost, watch_root
 
 
@@ -210,6 +211,8 @@ class Tree:
         try:
             root_fd = os.open(self.root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in SCARCE:
+                return sweep_unasked(self.root, error)
             return sweep_unopened(self.root, self._catalog, error)
         try:
             report = sweep_root(
@@ -224,6 +227,8 @@ class Tree:
             )
             if not subtree:
                 self._after_whole_sweep(root_fd, report)
+        except OSError as error:  # the table of mounts could not be read: only the walk itself is safe from that
+            return sweep_unasked(self.root, error)
         finally:
             os.close(root_fd)
         return report
@@ -263,7 +268,7 @@ class Tree:
         self.last_sweep_s = report.seconds
         self.skipped_links = report.skipped_links
         self.odd = report.odd
-        online = report.directories > 0
+        online = report.directories > 0 if report.asked else self.online
         if self.online and not online:
             self._log.warning("root is offline; what was known stays listed", root=self.root.name, error=report.error)
         elif is_first and not online:
@@ -276,7 +281,7 @@ class Tree:
         unlisted = next((f"{os.fsdecode(path)}: {why}" for path, why in report.unreachable.items()), None)
         self.last_error = report.error or unlisted
         # Mounts that changed meanwhile are no trouble of the root: the next sweep tells.
-        self.sweep_error = report.error if report.unreachable else None
+        self.sweep_error = report.error if report.unreachable or not report.asked else None
         self._completeness.set_attribute_cache(self.root.name, report.attribute_cache_s)
 
     def _is_settled(self, ticket: Ticket[Key]) -> bool:
