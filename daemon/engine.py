@@ -78,6 +78,8 @@ class Engine:
         self.background_pool: WorkerPool | None = None
         self.verifier: Verifier | None = None
         self.trees: dict[Root, Tree] = {}
+        self.unswept: dict[str, str] = {}
+        """Roots whose last sweep proves nothing, and why."""
 
     async def run(self, on_started: Callable[[], Awaitable[None]]) -> None:
         """Keep the catalog current until cancelled.
@@ -153,6 +155,9 @@ class Engine:
         self.trees[key.root].looked()
 
     def _swept(self, report: SweepReport) -> None:
+        self.unswept.pop(report.root.name, None)
+        if report.error is not None:
+            self.unswept[report.root.name] = report.error
         self._metrics.observe_sweep(report.seconds, ok=report.ok)
 
     # ---- its parts -----------------------------------------------------------------------------------------

@@ -96,6 +96,15 @@ class Rebuilds:
         inspected = min(self._engine.counts.described - described, total)
         seconds = time.perf_counter() - began_at
         self.last = Build(seconds=seconds, at=time.time(), known=total - inspected, inspected=inspected)
-        self._log.info(
-            f"catalog built: {total} entries ({self.last.known} known, {inspected} inspected) in {seconds:.2f} s"
+        self._tell(f"{total} entries ({self.last.known} known, {inspected} inspected) in {seconds:.2f} s")
+
+    def _tell(self, what: str) -> None:
+        unswept = self._engine.unswept
+        if not unswept:
+            self._log.info(f"catalog built: {what}")
+            return
+        self._log.warning(
+            f"catalog built in part: {what}",
+            roots_not_read=dict(sorted(unswept.items())),
+            remedy="what was known of these stays listed; they are tried again by themselves, see /health/checkpoints",
         )
