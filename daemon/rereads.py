@@ -112,6 +112,8 @@ class Rereads:
         if records:
             self._log.info("what ended a worker is tried again", checkpoints=len(records))
             self._engine.read_again(records)
+            if self._engine.verifier is not None:  # it was reading every byte that ended some of them
+                self._engine.verifier.try_again(records)
 
 
 def judged_by(settings: Settings, roots: Sequence[Root]) -> str:

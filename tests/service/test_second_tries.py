@@ -4,9 +4,16 @@ import pathlib
 import sqlite3
 import time
 
+import msgspec
 import pytest
 
+from ckptd.catalog.entry import FindingRef, Health
+from ckptd.catalog.state import State
+from ckptd.catalog.store import Catalog, Change
+from ckptd.catalog.verification import failed
 from ckptd.daemon.second_tries import RETRY_S, is_due, tried
+from ckptd.validators.findings import finding
+from ckptd.validators.inspection import Level
 from tests.service.checkpoints import checkpoint_bytes, rename_in
 from tests.service.daemons import Daemon, eventually
 from tests.validators.hostile import hostile_checkpoint
@@ -80,6 +87,61 @@ def test_what_ended_a_worker_is_tried_again_after_an_upgrade_and_after_a_day(tmp
         assert codes(daemon) >= {"worker.crashed"}
         assert daemon.stop() == 0
     assert said(daemon).partition(" ")[2] == version
+
+
+@pytest.mark.slow
+def test_a_file_that_was_condemned_while_its_bytes_were_verified_is_verified_again_after_a_day(
+    tmp_path: pathlib.Path,
+) -> None:
+    """The process that read them may have been killed by a bug of the day: it was condemned until it changed."""
+    outputs = tmp_path / "outputs"
+    rename_in(outputs / "a.ckpt", checkpoint_bytes(1))
+    daemon = Daemon(outputs, tmp_path / "state", sidecars="off")
+    with daemon:
+        eventually(lambda: daemon.entries()["a.ckpt"]["verified"] == "checksum", "it is verified")
+        assert daemon.stop() == 0
+        condemn(daemon, outputs, b"a.ckpt")
+        daemon.start()
+        assert {found["code"] for found in daemon.entries()["a.ckpt"]["findings"]} >= {"worker.crashed"}
+        daemon.wait_complete()
+        assert daemon.stop() == 0
+        keep(daemon, f"{time.time() - 90_000:.0f} {said(daemon).partition(' ')[2]}")
+        daemon.start()
+        eventually(
+            lambda: (e := daemon.entries()["a.ckpt"])["health"] == "valid" and e["verified"] == "checksum",
+            "it is verified again",
+        )
+        assert daemon.stop() == 0
+
+
+def condemn(daemon: Daemon, outputs: pathlib.Path, path: bytes) -> None:
+    """Have the state of a stopped daemon say that reading every byte of a file ended the process that did it."""
+    state = State.open(str(daemon.state), boot_id="", clock=time.time)
+    loaded = state.load()
+    catalog = Catalog(loaded.instance)
+    catalog.load(loaded.records, loaded.tombstones, loaded.revision, loaded.floor)
+    record = catalog.find(str(outputs), path)
+    assert record is not None
+    crashed = finding("worker.crashed", "signal 11")
+    entry = msgspec.structs.replace(
+        record.entry,
+        health=Health.INVALID,
+        verified=Level.STRUCTURE,
+        findings=(FindingRef(crashed.code, crashed.severity), *record.entry.findings),
+    )
+    condemned = msgspec.structs.replace(record, entry=entry)
+    batch = catalog.prepare([Change(entry.id, lambda _: condemned)])
+    assert batch is not None
+    verification = failed(
+        state.verification(entry.id),
+        crashed,
+        identity=record.identities.file,
+        shards=None,
+        asked=Level.CHECKSUM,
+        at=time.time(),
+    )
+    state.commit(batch, {}, catalog.floor, verifications={entry.id: verification})
+    state.close()
 
 
 @pytest.mark.slow
