@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Page
 
-from tests.web.browser import WEB
+from tests.web.browser import WEB, missing
 
 AXE = WEB / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -12,6 +12,8 @@ def violations(page: Page) -> list[str]:
 
     The policy of the page forbids to insert a script; Playwright's evaluation is not bound by it.
     """
+    if not AXE.exists():
+        missing("axe-core is not installed: npm ci in daemon/web")
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run(document).then(({violations, passes}) => [violations, passes.length])")
     assert found[1] > 10, "axe looked at something"

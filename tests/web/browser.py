@@ -47,17 +47,18 @@ def need_browser() -> str:
     """The browser, and the page built; skips where they cannot be had, and fails where they must be (CI)."""
     found = chromium()
     if found is None:
-        _missing("Chromium is not installed")
+        missing("Chromium is not installed")
     built = subprocess.run(
         [sys.executable, str(REPO / "scripts" / "page_backend.py")], capture_output=True, text=True, check=False
     )
     if built.returncode != 0:
-        _missing(f"the page cannot be built: {built.stderr}")
+        missing(f"the page cannot be built: {built.stderr}")
     assert found is not None
     return found
 
 
-def _missing(why: str) -> None:
+def missing(why: str) -> None:
+    """Skip the test, or fail it where nothing may be missing: in CI."""
     if os.environ.get("CI"):
         pytest.fail(why)
     pytest.skip(why)

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.service.daemons import Daemon, eventually
 from tests.service.token_daemons import TokenDaemon
-from tests.web.accessibility import AXE, violations
+from tests.web.accessibility import violations
 from tests.web.browser import Visitor
 from tests.web.on_page import expect_live, row, rows, search
 from tests.web.trees import cut_off, runs, unsafe
@@ -94,7 +94,6 @@ VIEWS: dict[str, Callable[[Page], None]] = {
 }
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_has_no_barrier(visitor: Visitor, daemon: Daemon, view: str, scheme: str) -> None:
@@ -104,7 +103,6 @@ def test_a_view_has_no_barrier(visitor: Visitor, daemon: Daemon, view: str, sche
     assert violations(page) == []
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed")
 @pytest.mark.parametrize("view", ["table", "overview", "comparison", "health"])
 def test_a_narrow_view_has_no_barrier(visitor: Visitor, daemon: Daemon, view: str) -> None:
     page = visitor.open(daemon.url, viewport={"width": 360, "height": 700}, reduced_motion="reduce")
@@ -114,7 +112,6 @@ def test_a_narrow_view_has_no_barrier(visitor: Visitor, daemon: Daemon, view: st
     assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing moves the page sideways"
 
 
-@pytest.mark.skipif(not AXE.exists(), reason="axe-core is not installed")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_sign_in_page_has_no_barrier(
     visitor: Visitor, tmp_path_factory: pytest.TempPathFactory, scheme: str
