@@ -107,6 +107,13 @@ async def test_a_client_that_says_nothing_at_all_is_closed(tmp_path: Path) -> No
         assert await silent.reader.read() == b""
 
 
+async def test_a_connection_that_is_kept_alive_and_asks_no_more_is_closed(tmp_path: Path) -> None:
+    async with clients_of(tmp_path, keep_alive_s=1) as (clients, _):
+        idle = await clients.connect(LIST)
+        assert (await idle.answer())[0] == 200
+        assert await idle.is_closed()
+
+
 async def test_a_byte_now_and_then_buys_no_time(tmp_path: Path) -> None:
     """Slowloris: each header line arrives well within any time-out between two of them."""
     async with clients_of(tmp_path, request_timeout_s=0.3) as (clients, _):

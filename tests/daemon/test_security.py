@@ -262,6 +262,9 @@ async def test_every_answer_carries_the_security_headers(backend: FakeBackend) -
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["referrer-policy"] == "no-referrer"
             assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        live = await server.listen()
+        for name in ("x-content-type-options", "referrer-policy", "content-security-policy", "cross-origin-resource"):
+            assert f"\r\n{name}".encode() in live.head.lower()
 
 
 async def _connect(address: Any) -> Any:
