@@ -124,11 +124,11 @@ def _remedy(cause: sqlite3.Error | OSError) -> str:
             return "free space on its disk"
         if cause.errno in _REFUSED:
             return "let this user write there"
-        return "move away what is no directory there" if cause.errno in _IN_THE_WAY else "see to its disk"
+        return "move away what is no directory there" if cause.errno in _IN_THE_WAY else "see whether its disk is full or failing"
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary one, sqlite.org/rescode.html
     if code == sqlite3.SQLITE_FULL:
         return "free space on its disk"
-    return "let this user write there" if code in _REFUSED_BY_SQLITE else "see to its disk"
+    return "let this user write there" if code in _REFUSED_BY_SQLITE else "see whether its disk is full or failing"
 
 
 def connect(path: str) -> sqlite3.Connection:
