@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import anyio
 import anyio.abc
@@ -26,7 +26,7 @@ from .describer import Describer, LookAgain
 from .journal import Journal
 from .key import Key
 from .look import Sight, Viewer
-from .lookout import Lookout, Seen, Wanted, moved_to
+from .lookout import Lookout, Moved, Seen, Wanted, moved_to
 from .metrics import Metrics
 from .publisher import Publisher
 from .settle import Look, LookKind, Phase, Settle, Verdict
@@ -190,7 +190,7 @@ class Pipeline:
     def _must_read(self, key: Key) -> bool:
         return key in self._forced or self._settle.must_read(key)
 
-    async def _judge(self, key: Key, seen: Seen, moved: Mapping[int, CheckpointId], sweeps: int) -> None:
+    async def _judge(self, key: Key, seen: Seen, moved: Moved, sweeps: int) -> None:
         try:
             sight, description = await self._describer.describe(key, seen.sight)
             if await self._conclude(key, seen._replace(sight=sight), description, moved):
@@ -210,9 +210,7 @@ class Pipeline:
             self._in_flight -= 1
             self._wake.set()
 
-    async def _conclude(
-        self, key: Key, seen: Seen, description: Description | None, moved: Mapping[int, CheckpointId]
-    ) -> bool:
+    async def _conclude(self, key: Key, seen: Seen, description: Description | None, moved: Moved) -> bool:
         """Publish what a look means; False if that is not clear yet, and another look will tell."""
         look = _as_look(seen.sight, description)
         verdict = self._settle.looked(key, look, anyio.current_time(), time.time_ns())

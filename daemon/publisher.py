@@ -2,21 +2,21 @@
 
 import collections
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 
 import anyio
 import anyio.to_thread
 import msgspec
 
 from ckptd.catalog.description import Description
-from ckptd.catalog.entry import CheckpointId, Health, Record, make_record, metadata_source
+from ckptd.catalog.entry import Health, Record, make_record, metadata_source
 from ckptd.catalog.store import Catalog, Change, DeleteReason, Removal
 from ckptd.catalog.verification import Verification, apply
 
 from .journal import Journal
 from .key import Key
 from .look import Sight
-from .lookout import Seen
+from .lookout import Moved, Seen, moving
 from .settle import Verdict
 from .sidecars import SidecarWriter, keep_state_metadata
 
@@ -66,12 +66,12 @@ class Publisher:
         if verdict is Verdict.WHOLE:
             self._sidecars.consider(key.root, record, description.sidecar, outdated=description.outdated)
 
-    async def remove(self, key: Key, moved: Mapping[int, CheckpointId]) -> None:
+    async def remove(self, key: Key, moved: Moved) -> None:
         """Publish that nothing is at a path any more, and remove our sidecar of it.
 
         Args:
             key: the path.
-            moved: the entries at which inodes were seen at the same time.
+            moved: the entries at which files were seen at the same time.
         """
         gone: list[Record] = []
 
@@ -80,7 +80,7 @@ class Publisher:
             if current is None:
                 return None
             gone.append(current)
-            moved_to = moved.get(current.identities.file.inode)
+            moved_to = moved.get(moving(current.identities.file))
             return Removal(key.id, DeleteReason.REMOVED if moved_to is None else DeleteReason.MOVED, moved_to)
 
         await self._submit(key, Change(key.id, decide))

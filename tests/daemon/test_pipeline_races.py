@@ -304,3 +304,20 @@ async def test_a_look_that_meets_a_pool_that_has_ended_is_no_problem_of_its_file
     await until(lambda: stage.pipeline.counts.looks == 1 and not stage.pipeline._in_flight, "the look has ended")
     assert not stage.problems
     assert stage.pipeline.is_pending(key)
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["renamed", "number of a deleted file, given to another one"])
+async def test_only_the_same_file_is_said_to_be_moved(stage: Stage, same: bool) -> None:
+    """A training that deletes one checkpoint and writes the next often gets the same inode number again."""
+    rename_in(stage.outputs / "a.ckpt", checkpoint_bytes(1))
+    old, new = stage.key("a.ckpt"), stage.key("b.ckpt")
+    stage.pipeline.hint([old])
+    await until(lambda: stage.catalog.get(old.id), "it is listed")
+    (stage.outputs / "a.ckpt").rename(stage.outputs / "b.ckpt")
+    if not same:
+        (stage.outputs / "b.ckpt").write_bytes(checkpoint_bytes(2, elements=24))
+    stage.pipeline.hint([old, new])
+    await until(lambda: stage.catalog.get(new.id) and not stage.catalog.get(old.id), "the other one is")
+    gone = stage.catalog.tombstone(old.id)
+    assert gone is not None
+    assert (gone.reason.value, gone.moved_to) == (("moved", new.id) if same else ("removed", None))
