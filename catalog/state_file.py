@@ -47,6 +47,7 @@ _SHORT_READ = sqlite3.SQLITE_IOERR_SHORT_READ
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _REFUSED = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _IN_THE_WAY = frozenset((errno.EEXIST, errno.ENOTDIR, errno.EISDIR))
+_BROKEN_OR_FULL = "see whether its disk is full or failing"
 _REFUSED_BY_SQLITE = frozenset((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
 
 
@@ -124,11 +125,11 @@ def _remedy(cause: sqlite3.Error | OSError) -> str:
             return "free space on its disk"
         if cause.errno in _REFUSED:
             return "let this user write there"
-        return "move away what is no directory there" if cause.errno in _IN_THE_WAY else "see whether its disk is full or failing"
+        return "move away what is no directory there" if cause.errno in _IN_THE_WAY else _BROKEN_OR_FULL
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary one, sqlite.org/rescode.html
     if code == sqlite3.SQLITE_FULL:
         return "free space on its disk"
-    return "let this user write there" if code in _REFUSED_BY_SQLITE else "see whether its disk is full or failing"
+    return "let this user write there" if code in _REFUSED_BY_SQLITE else _BROKEN_OR_FULL
 
 
 def connect(path: str) -> sqlite3.Connection:
