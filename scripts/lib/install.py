@@ -2,22 +2,17 @@
 
 import argparse
 import glob
-import hashlib
 import json
 import os
-import pwd
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
 
+from install_package import install_package, interpreter, is_ours
 from install_plan import (
     CONFIG_DIRECTORY,
     DEFAULT_PREFIX,
@@ -29,17 +24,13 @@ from install_plan import (
     Setup,
     config_text,
     drop_in_text,
+    optional,
     unit_files,
     unreachable_for_others,
 )
+from machine import InstallError, UsageError, answer, has_group, has_user, run
 
-STAMP = ".ckptd-wheel"
-"""In the prefix: the digest of the wheel that is installed there; it also marks the prefix as ours to remove."""
 START_DEADLINE_S = 120.0
-_BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "setup.py", "setup.cfg", "scripts", "daemon")
-_BUILT_FROM += ("catalog", "validators", "constraints.txt")
-
-
 _WOULD = {
     "kept": "would keep",
     "wrote": "would write",
@@ -47,10 +38,6 @@ _WOULD = {
     "ran": "would run",
     "installed": "would install",
 }
-
-
-class InstallError(Exception):
-    """Raised when it cannot go on; the message says why and what to do."""
 
 
 class Installer:
@@ -112,34 +99,16 @@ class Installer:
         """One line for each step."""
         print(f"{_WOULD[what] if self.dry_run else what} {which}", flush=True)
 
-    # ---- the package ---------------------------------------------------------------------------------------
-
     def install_package(self, wheel: str | None) -> None:
-        """Have the prefix hold what the checkout holds. What is there stays untouched until a wheel is built."""
+        """Have the prefix hold what the checkout, or a wheel, holds."""
         prefix = self.setup.prefix
         if self.dry_run:
             self.tell("installed", f"ckptd from {wheel or REPO} in {prefix}")
-            return
-        with tempfile.TemporaryDirectory(prefix="ckptd-install-") as scratch:
-            built = Path(wheel) if wheel is not None else build_wheel(Path(scratch))
-            digest = hashlib.sha256(built.read_bytes()).hexdigest()
-            stamp = Path(prefix, STAMP)
-            if stamp.exists() and stamp.read_text(encoding="ascii") == digest and works(prefix):
-                self.tell("kept", f"{prefix}: it holds this version already")
-                return
-            if not works(prefix):
-                run(sys.executable, "-m", "venv", "--clear", prefix)
-                os.chmod(prefix, 0o755)  # also under a umask that closes it to the service's user
-            pip = (f"{prefix}/bin/python", "-m", "pip", "install", "-qq", "--no-input", "-c", f"{REPO}/constraints.txt")
-            run(*pip, str(built))
-            run(
-                *pip, "--force-reinstall", "--no-deps", str(built)
-            )  # the version may be the same while the contents are not
-            share = Path(prefix, "share", "doc", "ckptd")
-            shutil.copytree(REPO / "docs", share, dirs_exist_ok=True)
-            stamp.write_text(digest, encoding="ascii")
-        self.changed = True
-        self.tell("installed", f"ckptd in {prefix}")
+        elif install_package(prefix, wheel):
+            self.changed = True
+            self.tell("installed", f"ckptd in {prefix}")
+        else:
+            self.tell("kept", f"{prefix}: it holds this version already")
 
     # ---- the whole -----------------------------------------------------------------------------------------
 
@@ -183,9 +152,10 @@ class Installer:
         roots = [os.path.abspath(root) for root in json.loads(run(python, "-I", "-c", code, config))]
         for root in given:
             if root not in roots:
-                print(
-                    f"note: {config} was there already and does not name {root}; add it under roots, and run this again"
-                )
+                note(f"{config} was there already and does not name {root}; add it under roots, and run this again")
+        for root in roots:
+            if not os.path.isdir(root):
+                note(f"{root} is not there; the service waits for it, and shows no checkpoints of it until then")
         return roots
 
     def uninstall(self, *, purge: bool) -> None:
@@ -193,7 +163,7 @@ class Installer:
         if not self._destdir:
             instances = re.findall(
                 r"^(ckptd@\S+\.service)",
-                run("systemctl", "list-units", "--all", "--plain", "--no-legend", "ckptd@*"),
+                run("systemctl", "list-units", "--all", "--plain", "--no-legend", "ckptd@*", tolerate=self.dry_run),
                 re.M,
             )
             there = [unit for unit in UNITS if os.path.exists(f"{UNIT_DIRECTORY}/{unit}") and "@." not in unit]
@@ -213,7 +183,7 @@ class Installer:
         for directory in {os.path.dirname(path) for path in drop_ins}:
             if not self.dry_run and not os.listdir(directory):
                 os.rmdir(directory)
-        if os.path.exists(f"{self._destdir}{self.setup.prefix}/{STAMP}"):
+        if is_ours(f"{self._destdir}{self.setup.prefix}"):
             self.remove(self.setup.prefix)
         states = [path.removeprefix(self._destdir) for path in glob.glob(f"{self._destdir}/var/lib/ckptd*")]
         for path in [CONFIG_DIRECTORY, *states]:
@@ -227,60 +197,12 @@ class Installer:
                 self.run("userdel", "ckptd", tolerate=True)
 
 
-# ---- helpers -----------------------------------------------------------------------------------------------------
+# ---- telling -----------------------------------------------------------------------------------------------------
 
 
-def run(*command: str, tolerate: bool = False, cwd: str | None = None) -> str:
-    """Run a command; returns its output.
-
-    Raises:
-        InstallError: it failed, and that is not tolerated.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
-    if done.returncode != 0 and not tolerate:
-        said = (done.stderr or done.stdout).strip()[-3000:]
-        raise InstallError(f"`{' '.join(command)}` ended with {done.returncode}: {said or 'it said nothing'}")
-    return done.stdout
-
-
-def build_wheel(scratch: Path) -> Path:
-    """A wheel of the checkout, built in a copy: nothing of root's is left behind in somebody's checkout."""
-    source = scratch / "source"
-    source.mkdir()
-    for name in _BUILT_FROM:
-        if (REPO / name).is_dir():
-            shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
-        elif (REPO / name).exists():
-            shutil.copy2(REPO / name, source / name)
-    print("building ckptd", flush=True)
-    environment = scratch / "build"
-    run(sys.executable, "-m", "venv", str(environment))
-    os.environ["SOURCE_DATE_EPOCH"] = "1577836800"  # the same sources make the same wheel, byte for byte
-    run(f"{environment}/bin/pip", "wheel", "-qq", "--no-input", "--no-deps", "-w", str(scratch), str(source))
-    return next(scratch.glob("ckptd-*.whl"))
-
-
-def works(prefix: str) -> bool:
-    """Whether there is an environment whose Python runs; one that was upgraded away leaves dangling links."""
-    try:
-        return subprocess.run([f"{prefix}/bin/python", "-c", ""], check=False, capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-def interpreter(prefix: str) -> str:
-    """The program that the service really executes."""
-    python = f"{prefix}/bin/python"
-    return os.path.realpath(python if os.path.exists(python) else sys.executable)
-
-
-def has_user(name: str) -> bool:
-    """Whether the machine knows a user."""
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
+def note(text: str) -> None:
+    """Something to know that is no reason to stop."""
+    print(f"note: {text}", flush=True)
 
 
 def tell_page(setup: Setup) -> None:
@@ -309,17 +231,6 @@ def tell_page(setup: Setup) -> None:
         )
 
 
-def answer(url: str) -> int | None:
-    """The status of an answer; None without one."""
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return None
-
-
 # ---- the command line --------------------------------------------------------------------------------------------
 
 
@@ -337,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--group", help="the group that owns the trees; the service becomes a member of it")
     which.add_argument("--owner", help="an instance of its own for this user: ckptd@OWNER")
     which.add_argument("--read-only", action="store_true", help="write nothing beside the checkpoints: ckptd-readonly")
-    made.add_argument("--port", type=int, help="port of an --owner's instance (default: 8765)")
+    made.add_argument("--port", type=port_number, help="port of an --owner's instance (default: 8765)")
     made.add_argument("--prefix", default=DEFAULT_PREFIX, help=f"where ckptd is installed (default: {DEFAULT_PREFIX})")
     made.add_argument("--wheel", help="install this wheel instead of building the checkout")
     made.add_argument("--no-socket", action="store_true", help="the service opens its port itself, as ckptd.yaml says")
@@ -351,40 +262,63 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def port_number(text: str) -> int:
+    """A TCP port that can be named in settings."""
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; name one from 1 to 65535")
+    return int(text)
+
+
 def check(options: argparse.Namespace) -> None:
     """Refuse what cannot end well, before anything is touched.
 
     Raises:
-        InstallError: the machine, or an argument.
+        UsageError, ValueError: an argument.
+        InstallError: the machine.
     """
-    if not os.path.isabs(options.prefix) or os.path.normpath(options.prefix) in ("/", "/usr", "/usr/local", "/opt"):
-        raise InstallError(f"--prefix {options.prefix}: name a directory of its own, such as {DEFAULT_PREFIX}")
-    if re.search(r"[\s%\"'\\]", options.prefix):
-        raise InstallError(f"--prefix {options.prefix}: neither blanks, quotes nor % can stand in a unit's paths")
-    if options.purge and not options.uninstall:
-        raise InstallError("--purge goes with --uninstall")
-    if options.port is not None and options.owner is None:
+    _check_arguments(options)
+    if options.destdir:
+        return
+    if not options.dry_run:
+        _check_machine()
+    if options.uninstall:
+        return
+    if options.owner is not None and not has_user(options.owner):
+        raise UsageError(f"--owner {options.owner}: there is no such user")
+    if options.group is not None and not has_group(options.group):
+        raise UsageError(f"--group {options.group}: there is no such group; groupadd {options.group} makes it")
+    if options.wheel is not None and not os.path.isfile(options.wheel):
+        raise UsageError(f"--wheel {options.wheel}: there is no such file")
+    closed = unreachable_for_others(sys.executable)
+    if closed is not None and not options.dry_run:
         raise InstallError(
+            f"{sys.executable} lies below {closed}, which the service's user cannot enter; name another Python, "
+            "such as PYTHON=/usr/bin/python3"
+        )
+
+
+def _check_arguments(options: argparse.Namespace) -> None:
+    if not os.path.isabs(options.prefix) or os.path.normpath(options.prefix) in ("/", "/usr", "/usr/local", "/opt"):
+        raise UsageError(f"--prefix {options.prefix}: name a directory of its own, such as {DEFAULT_PREFIX}")
+    if re.search(r"[\s%\"'\\]", options.prefix):
+        raise UsageError(f"--prefix {options.prefix}: neither blanks, quotes nor % can stand in a unit's paths")
+    if options.purge and not options.uninstall:
+        raise UsageError("--purge goes with --uninstall")
+    for root in options.root:
+        optional(os.path.abspath(root))
+    if options.port is not None and options.owner is None:
+        raise UsageError(
             "--port goes with --owner; the others listen where their socket unit says: systemctl edit ckptd.socket"
         )
-    if options.destdir or options.dry_run:
-        return
+
+
+def _check_machine() -> None:
     if os.geteuid() != 0:
         raise InstallError(
             "a service of the machine is set up by root (sudo scripts/install); without root, scripts/run serves"
         )
     if not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
         raise InstallError("this machine was not booted by systemd; run `ckptd serve` under its own supervisor")
-    if options.uninstall:
-        return
-    if options.owner is not None and not has_user(options.owner):
-        raise InstallError(f"--owner {options.owner}: there is no such user")
-    closed = unreachable_for_others(sys.executable)
-    if closed is not None:
-        raise InstallError(
-            f"{sys.executable} lies below {closed}, which the service's user cannot enter; name another Python, "
-            "such as PYTHON=/usr/bin/python3"
-        )
 
 
 def main() -> int:
@@ -402,7 +336,10 @@ def main() -> int:
         else:
             roots = [os.path.abspath(root) for root in options.root]
             installer.install(roots, options.port, options.wheel, start=not options.no_start)
-    except (InstallError, ValueError) as error:
+    except (UsageError, ValueError) as error:
+        print(f"scripts/install: {error}", file=sys.stderr)
+        return 2
+    except InstallError as error:
         print(f"scripts/install: {error}", file=sys.stderr)
         return 3
     except OSError as error:

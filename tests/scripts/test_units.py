@@ -116,8 +116,30 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(tmp_path: Path) -> Non
 )
 def test_what_cannot_end_well_is_refused_with_the_reason(tmp_path: Path, arguments: list[str], said: str) -> None:
     done = install("--destdir", tmp_path, *arguments)
-    assert done.returncode == 3
+    assert done.returncode == 2
     assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--owner", "nobody-by-this-name"], "there is no such user"),
+        (["--group", "no-such-group"], "groupadd no-such-group"),
+        (["--wheel", "/nowhere/ckptd.whl"], "there is no such file"),
+        (["--owner", "nobody", "--port", "99999"], "'99999' is no port"),
+    ],
+)
+def test_what_this_machine_does_not_have_is_refused_also_on_a_dry_run(arguments: list[str], said: str) -> None:
+    done = install("--dry-run", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_a_dry_run_of_the_removal_needs_no_systemd_and_names_what_would_go(tmp_path: Path) -> None:
+    done = install("--dry-run", "--uninstall", "--prefix", tmp_path / "nothing")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "would run systemctl daemon-reload" in done.stdout
 
 
 @pytest.mark.skipif(os.path.isdir("/run/systemd/system"), reason="this machine was booted by systemd")
