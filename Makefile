@@ -20,7 +20,7 @@ demo: ## the same while small models are trained into it
 test: ## the tests that every change needs
 	scripts/test $(ARGS)
 
-test-all: ## all tests, with coverage
+test-all: ## all tests, the slow ones too
 	scripts/test --all $(ARGS)
 
 check: ## format, lint, types, layers

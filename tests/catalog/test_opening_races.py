@@ -70,6 +70,7 @@ def _until_both(attempt: Callable[[], bool]) -> None:
         count += 1
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("has_openat2", [True, False])
 def test_what_is_opened_lies_inside_whatever_is_exchanged_meanwhile(
     has_openat2: bool, root: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +92,7 @@ def test_what_is_opened_lies_inside_whatever_is_exchanged_meanwhile(
         _until_both(attempt)
 
 
+@pytest.mark.campaign
 def test_a_sidecar_is_written_inside_whatever_is_exchanged_meanwhile(root: Path) -> None:
     like = os.stat(root)
     names = iter(range(1_000_000))

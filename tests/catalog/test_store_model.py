@@ -233,6 +233,7 @@ LogMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40,
 TestLogMachine = LogMachine.TestCase
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 def test_the_same_holds_for_long_histories() -> None:
     """More histories, each more than twice as long."""

@@ -349,12 +349,14 @@ _quick = settings(
 )
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("machine", [StreamMachine, SteppedStreamMachine])
 def test_every_client_ends_up_with_the_catalog(machine: type[StreamMachine]) -> None:
 
     run_state_machine_as_test(machine, settings=_quick)
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("machine", [StreamMachine, SteppedStreamMachine])

@@ -30,7 +30,7 @@ from ckptd.daemon.workers import WorkerPool
 from ckptd.validators.errors import Changed
 from tests.service.checkpoints import checkpoint_bytes, rename_in
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.campaign]
 DEADLINE_S = 60.0
 
 

@@ -267,6 +267,7 @@ class TestSettleModel(SettleModel.TestCase):  # type: ignore[misc, name-defined,
     )
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 class TestSettleModelAtLength(SettleModel.TestCase):  # type: ignore[misc, name-defined, unused-ignore]

@@ -70,6 +70,7 @@ def wait_listed(daemon: Daemon, count: int, since: float) -> float:
     return took_s
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_was_made_while_the_daemon_was_stopped_is_found_all_20000_of_it(
@@ -95,6 +96,7 @@ def test_what_was_made_while_the_daemon_was_stopped_is_found_all_20000_of_it(
         assert daemon.health()["with_sidecar"] == 20_000
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("size", [pytest.param((15, 10), id="150"), pytest.param((500, 10), marks=pytest.mark.slow)])
 @pytest.mark.timeout(300)
 def test_a_tree_that_is_moved_in_is_listed_whole(
@@ -117,6 +119,7 @@ def test_a_tree_that_is_moved_in_is_listed_whole(
     sampler.check_claims()
 
 
+@pytest.mark.campaign
 def test_a_root_that_is_deleted_and_made_again_is_followed(
     daemon: Daemon, outputs: pathlib.Path, contents: Contents
 ) -> None:
@@ -151,6 +154,7 @@ def test_a_root_that_is_gone_is_no_deletion_of_what_is_offline_and_comes_back_wh
         assert_equal_to_tree(daemon, outputs)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 @pytest.mark.timeout(180)
 def test_after_200_operations_at_random_by_four_processes_at_once_the_catalog_equals_the_tree(
@@ -175,6 +179,7 @@ def test_after_200_operations_at_random_by_four_processes_at_once_the_catalog_eq
     assert not shadow.wrong
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("seed", [11, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(12, 16))])
 @pytest.mark.timeout(180)
 def test_what_is_said_during_200_operations_by_four_processes_is_true_at_every_moment(

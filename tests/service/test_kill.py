@@ -31,6 +31,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_after_each_of_100_kills_under_load_the_catalog_equals_the_tree_and_no_client_is_misled(
