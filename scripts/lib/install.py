@@ -31,6 +31,14 @@ from install_plan import (
 from machine import InstallError, UsageError, answer, has_group, has_user, run
 
 START_DEADLINE_S = 120.0
+_PRINT_ROOTS = """
+import json, sys
+from ckptd.daemon.settings_loader import SettingsError, load_settings
+try:
+    print(json.dumps(load_settings({}, {"STATE_DIRECTORY": "/nonexistent"}, sys.argv[1]).roots))
+except SettingsError as error:
+    sys.exit(str(error))
+"""
 _WOULD = {
     "kept": "would keep",
     "wrote": "would write",
@@ -145,11 +153,10 @@ class Installer:
         config = self._destdir + self.setup.config
         if not os.path.exists(config) or not os.path.exists(python):
             return given or ["/srv/outputs"]
-        code = (
-            "import json, sys; from ckptd.daemon.settings_loader import load_settings\n"
-            "print(json.dumps(load_settings({}, {'STATE_DIRECTORY': '/nonexistent'}, sys.argv[1]).roots))"
-        )
-        roots = [os.path.abspath(root) for root in json.loads(run(python, "-I", "-c", code, config))]
+        roots = [
+            os.path.abspath(root)
+            for root in json.loads(run(python, "-I", "-c", _PRINT_ROOTS, config, shown=f"reading {config}"))
+        ]
         for root in given:
             if root not in roots:
                 note(f"{config} was there already and does not name {root}; add it under roots, and run this again")

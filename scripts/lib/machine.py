@@ -15,16 +15,22 @@ class UsageError(InstallError):
     """Raised for arguments that cannot be used, on any machine."""
 
 
-def run(*command: str, tolerate: bool = False, cwd: str | None = None) -> str:
+def run(*command: str, tolerate: bool = False, shown: str | None = None) -> str:
     """Run a command; returns its output.
+
+    Args:
+        command: with its arguments.
+        tolerate: that it fails.
+        shown: what a failure names instead of the command.
 
     Raises:
         InstallError: it failed, and that is not tolerated.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode != 0 and not tolerate:
         said = (done.stderr or done.stdout).strip()[-3000:]
-        raise InstallError(f"`{' '.join(command)}` ended with {done.returncode}: {said or 'it said nothing'}")
+        what = shown or f"`{' '.join(command)}`"
+        raise InstallError(f"{what} ended with {done.returncode}: {said or 'it said nothing'}")
     return done.stdout
 
 

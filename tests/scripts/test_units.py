@@ -5,6 +5,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,17 @@ def test_what_this_machine_does_not_have_is_refused_also_on_a_dry_run(arguments:
     done = install("--dry-run", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
+
+
+def test_settings_that_cannot_be_read_are_told_in_words(tmp_path: Path) -> None:
+    """By the ckptd that is in the prefix: here the one of these tests."""
+    config = tmp_path / "etc/ckptd/ckptd.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("rots: [/data]\n")
+    done = install("--destdir", tmp_path, "--prefix", sys.prefix)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert re.search(rf"rots: there is no such setting \(from {config}\); did you mean roots\?", done.stderr)
 
 
 def test_a_dry_run_of_the_removal_needs_no_systemd_and_names_what_would_go(tmp_path: Path) -> None:
