@@ -26,6 +26,8 @@ from .roots import open_beneath, open_directory_beneath
 
 OPENED_PARTS = 160
 """Files of one directory that are opened at the same time; the least telling ones of a larger set stay closed."""
+SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""This process, or the machine, is short of something: that says nothing of a file, and ends by itself."""
 ATTEMPTS = 3
 """Times that a directory is opened anew when its files change meanwhile."""
 
@@ -39,7 +41,8 @@ def open_checkpoint(
 ) -> tuple[DescribeRequest, OpenedFiles, Identities]:
     """Open one checkpoint, a file or a directory that a sharded format claims, with its companions.
 
-    A sidecar or config that cannot be opened (it vanished, is a FIFO, or a link out of the root) counts as absent.
+    A sidecar or config that cannot be opened (it vanished, is a FIFO, or a link out of the root) counts as absent,
+    unless it is for want of a descriptor (`SCARCE`).
     Of a directory at most `OPENED_PARTS` files are opened, those that say most of the whole first.
 
     Args:
@@ -397,5 +400,7 @@ def _open_companions(undo: contextlib.ExitStack, root_fd: int, names: Sequence[b
 def _open_companion(root_fd: int, relative_path: bytes) -> int | None:
     try:
         return open_beneath(root_fd, relative_path)
-    except OSError:
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
         return None

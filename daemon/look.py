@@ -15,7 +15,7 @@ from ckptd.catalog.description import DescribeRequest, OpenedFiles, RedactionRul
 from ckptd.catalog.directories import Claims, directories_above, is_hidden
 from ckptd.catalog.entry import CheckpointId, Health, Identities, Record, checkpoint_id, shown_path
 from ckptd.catalog.experiment import DirectFiles, find_companions
-from ckptd.catalog.opening import directory_identities, file_identities, open_checkpoint
+from ckptd.catalog.opening import SCARCE, directory_identities, file_identities, open_checkpoint
 from ckptd.catalog.roots import Root, is_checkpoint_name
 from ckptd.validators.errors import Changed
 from ckptd.validators.formats.sharded import is_member_name
@@ -25,8 +25,6 @@ from ckptd.validators.reader import identity_of
 from .settle import LookKind
 
 READ_ERROR = "file.read_error"
-SCARCE = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
-"""This process, or the machine, is short of something: that says nothing of a disk, and ends by itself."""
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 _NO_CHECKPOINT = (errno.EINVAL, errno.ENXIO, errno.EISDIR)
 """What `open_checkpoint` says of a FIFO or device, of a socket, and of a directory that no format claims."""

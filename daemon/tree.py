@@ -14,6 +14,7 @@ import structlog
 from ckptd.catalog.directories import directories_above
 from ckptd.catalog.entry import Record
 from ckptd.catalog.experiment import DirectFiles, checkpoints_of_config, checkpoints_of_sidecar, scope_of
+from ckptd.catalog.opening import SCARCE
 from ckptd.catalog.roots import Root, is_checkpoint_name
 from ckptd.catalog.sidecar import clean_leftovers, remove_sidecar
 from ckptd.catalog.store import Batch, Catalog, Tombstone, id_of
@@ -21,7 +22,6 @@ from ckptd.validators.formats.sharded import DEPTH, is_member_name
 
 from .completeness import Completeness, SweepSchedule, Ticket
 from .key import Key
-from .look import SCARCE
 from .mounts import MountTable
 from .pipeline import Pipeline
 from .setting_types import Sidecars

@@ -34,29 +34,29 @@ def test_a_filesystem_whose_server_dies_leaves_everything_offline_until_it_is_mo
     with faulty_disk(tmp_path) as disk:
         fill(disk.path)
         with Daemon(disk.path, tmp_path / "state", **QUICK) as daemon:
-            become(daemon, dict.fromkeys(PATHS, ("valid", "daemon")), "health", "metadata_source", deadline_s=90)
+            become(daemon, dict.fromkeys(PATHS, ("valid", "daemon")), "health", "metadata_source", deadline_s=120)
             healthy(daemon)
             with daemon.events() as events:
                 cursor = next(m for m in events if m["type"] == "complete")["_id"]
             died_at = time.time()
             disk.die()
-            become(daemon, dict.fromkeys(PATHS, "offline"), "health", deadline_s=90)
+            become(daemon, dict.fromkeys(PATHS, "offline"), "health", deadline_s=120)
             has_reason(daemon, f"{len(PATHS)} checkpoints are offline")
             health = has_reason(daemon, os.strerror(errno.ENOTCONN))  # whoever asked at that moment was told otherwise
             assert health["catalog_status"] == "unhealthy", "no root can be read"
             assert epoch_of(health["complete_as_of"]) <= died_at + 1
             assert daemon.stop() == 0
             daemon.start()
-            become(daemon, dict.fromkeys(PATHS, "offline"), "health")
+            become(daemon, dict.fromkeys(PATHS, "offline"), "health", deadline_s=120)
             disk.unmount()
             has_reason(daemon, "offline")
             assert shown(daemon).keys() == set(PATHS), "an empty mount point is no deletion"
             disk.mount()
-            become(daemon, dict.fromkeys(PATHS, "valid"), "health", deadline_s=90)
+            become(daemon, dict.fromkeys(PATHS, "valid"), "health", deadline_s=120)
             with daemon.events(last_event_id=cursor) as again:
                 assert next(again)["type"] == "resumed"
             rename_in(disk.path / "run0/new.ckpt", checkpoint_bytes(9))
-            become(daemon, dict.fromkeys((*PATHS, "run0/new.ckpt"), "daemon"), "metadata_source", deadline_s=90)
+            become(daemon, dict.fromkeys((*PATHS, "run0/new.ckpt"), "daemon"), "metadata_source", deadline_s=120)
             assert_right_again(daemon, disk.path)
 
 
@@ -77,7 +77,7 @@ def test_a_disk_that_the_kernel_shut_down_beneath_the_tree_deletes_nothing(
     fill(root)
     daemon = Daemon(root, tmp_path / "state", **QUICK)
     with daemon:
-        become(daemon, dict.fromkeys(PATHS, ("valid", "daemon")), "health", "metadata_source")
+        become(daemon, dict.fromkeys(PATHS, ("valid", "daemon")), "health", "metadata_source", deadline_s=120)
         healthy(daemon)
         subprocess.run(["/bin/sync", "-f", str(root)], check=True)  # it is the disk that dies, no write that is lost
         loop_disk.cut()
@@ -87,5 +87,5 @@ def test_a_disk_that_the_kernel_shut_down_beneath_the_tree_deletes_nothing(
         assert daemon.stop() == 0
         loop_disk.restore()
         daemon.start()
-        become(daemon, dict.fromkeys(PATHS, "valid"), "health", deadline_s=90)
+        become(daemon, dict.fromkeys(PATHS, "valid"), "health", deadline_s=120)
         assert_right_again(daemon, root)

@@ -43,7 +43,7 @@ def test_with_hardly_a_descriptor_left_files_and_listeners_wait_and_whoever_is_c
         rename_in(outputs / path, checkpoint_bytes(number % 4))
     new = [f"new{number % 15}/{number}.ckpt" for number in range(120)]
     with Daemon(outputs, tmp_path / "state", **QUICK) as daemon, contextlib.ExitStack() as stack:
-        become(daemon, dict.fromkeys(known, "daemon"), "metadata_source")
+        become(daemon, dict.fromkeys(known, "daemon"), "metadata_source", deadline_s=120)
         healthy(daemon)
         client = stack.enter_context(httpx.Client(base_url=daemon.url, verify=False, timeout=60))
         assert client.get("/health").status_code == 200
