@@ -153,9 +153,21 @@ def test_a_comparison_marks_what_differs_and_what_is_best_by_direction(page: Pag
 @pytest.mark.slow
 def test_the_address_of_a_comparison_shows_it_to_others(page: Page, visitor: Visitor, daemon: Daemon) -> None:
     compare(page, "exp_0/epoch=3", "exp_1/epoch=3", "exp_2/epoch=3")
-    expect_address(page, "view=compare", "ids=")
+    page.get_by_role("checkbox", name="differences only").check()
+    expect_address(page, "view=compare", "ids=", "differences=only")
     other = visitor.open(daemon.url, page.url.removeprefix(daemon.url))
     expect(other.get_by_role("table", name=re.compile("attributes of 3"))).to_be_visible()
+    expect(other.get_by_role("checkbox", name="differences only")).to_be_checked()
+
+
+@pytest.mark.slow
+def test_the_address_of_a_part_of_the_details_shows_it_to_others(page: Page, visitor: Visitor, daemon: Daemon) -> None:
+    details(page, "exp_1/epoch=3", "Tensors")
+    expect_address(page, "id=", "tab=tensors")
+    other = visitor.open(daemon.url, page.url.removeprefix(daemon.url))
+    expect(other.get_by_role("tab", name="Tensors")).to_have_attribute("aria-selected", "true")
+    page.go_back()
+    expect(page.get_by_role("tab", name="Overview")).to_have_attribute("aria-selected", "true")
 
 
 @pytest.mark.slow

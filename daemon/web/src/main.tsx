@@ -5,6 +5,7 @@ import { render } from 'preact'
 import { announceAll } from './announce'
 import { App } from './components/App'
 import { type Feed, startFeed } from './feed'
+import { followSearch } from './found'
 import { followPrefs } from './prefs'
 import { app } from './state'
 import { store } from './store'
@@ -30,6 +31,7 @@ const followMotion = (): void => {
 followMotion()
 motion.addEventListener('change', followMotion)
 announceAll(store)
+followSearch(store)
 
 let running = startFeed(store, config, app.get().streaming)
 let { streaming } = app.get()

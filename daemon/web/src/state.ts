@@ -26,6 +26,9 @@ export class Observable<T> {
 }
 
 export type View = 'table' | 'compare' | 'health'
+/** Parts of the details. */
+export const DETAIL_TABS = ['overview', 'metrics', 'settings', 'tensors', 'load'] as const
+export type DetailTab = (typeof DETAIL_TABS)[number]
 export type Theme = 'auto' | 'light' | 'dark'
 /** Height of a row in CSS pixels. */
 export type Density = 32 | 40
@@ -74,8 +77,12 @@ export interface AppState {
   readonly view: View
   /** Whose detail panel is open. */
   readonly detailId: string | null
+  /** Which part of the details; stays while a reader goes from one checkpoint to the next. */
+  readonly detailTab: DetailTab
   /** What is compared, in the order of its columns. */
   readonly compareIds: readonly string[]
+  /** Whether a comparison leaves out what is the same. */
+  readonly differencesOnly: boolean
   /** Rows with a tick: at most `MAX_SELECTED`, in the order in which they were chosen. */
   readonly selected: ReadonlySet<string>
   /** The primary metric; null: the one that most checkpoints were chosen by. */
@@ -94,7 +101,9 @@ export const MAX_SELECTED = 4
 export const INITIAL: AppState = {
   view: 'table',
   detailId: null,
+  detailTab: 'overview',
   compareIds: [],
+  differencesOnly: false,
   selected: new Set(),
   metric: null,
   filters: NO_FILTERS,

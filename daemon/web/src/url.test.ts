@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 
-import { type Filters, INITIAL } from './state'
+import { DETAIL_TABS, type Filters, INITIAL } from './state'
 import { type Addressed, fromQuery, toQuery } from './url'
 import { HEALTHS, SAFETIES } from './wire'
 
@@ -23,12 +23,13 @@ const filters = fc.record({
 test('every state comes back from its own address', () => {
   fc.assert(
     fc.property(
-      filters, ids, fc.constantFrom('table', 'compare', 'health'), fc.option(text), fc.boolean(), fc.boolean(),
+      filters, ids, fc.constantFrom('table', 'compare', 'health'), fc.option(text), fc.boolean(), fc.boolean(), fc.constantFrom(...DETAIL_TABS), fc.boolean(),
       fc.constantFrom('modified_at', 'epoch', 'metrics.val/loss', 'loss', 'display_name'),
-      (chosen, [first, ...others], view, metric, descending, streaming, by) => {
+      (chosen, [first, ...others], view, metric, descending, streaming, tab, isOnly, by) => {
         const compareIds = view === 'compare' ? [first as string, ...others] : []
         const state = {
           view, detailId: view === 'table' ? (first as string) : null, compareIds, metric, streaming, filters: chosen,
+          detailTab: view === 'table' ? tab : 'overview', differencesOnly: view === 'compare' && isOnly,
           selected: new Set(view === 'health' ? [] : view === 'compare' ? compareIds : others), sort: { by, descending },
         } as Addressed
         expect(fromQuery(toQuery(state))).toEqual(state)
@@ -43,10 +44,12 @@ test('a fresh page has no query', () => {
 
 test('whatever stands in an address, the page begins; what cannot be used is left out', () => {
   fc.assert(fc.property(fc.string({ unit: 'binary' }), (query) => void toQuery(fromQuery(query))))
-  const { view, detailId, sort, filters: kept, compareIds } = fromQuery(
-    'view=compare&ids=a,../../x&id=%3Cimg%3E&sort_by=revision&health=dead,valid&min_hmean=high&min_=1&modified_after=soon',
+  const { view, detailId, detailTab, differencesOnly, sort, filters: kept, compareIds } = fromQuery(
+    'view=compare&ids=a,../../x&id=%3Cimg%3E&sort_by=revision&tab=nothing&differences=1&health=dead,valid&min_hmean=high&min_=1&modified_after=soon',
   )
-  expect({ view, detailId, sort, compareIds }).toEqual({ view: 'table', detailId: null, sort: INITIAL.sort, compareIds: [] })
+  expect({ view, detailId, detailTab, differencesOnly, sort, compareIds }).toEqual({
+    view: 'table', detailId: null, detailTab: 'overview', differencesOnly: false, sort: INITIAL.sort, compareIds: [],
+  })
   expect(kept).toEqual({ ...INITIAL.filters, health: ['valid'] })
 })
 

@@ -1,7 +1,7 @@
 /** The address of the page: view, filters, sorting and selection, so that a link shows what its sender saw. */
 
 import {
-  type AppState, app, type Filters, INITIAL, MAX_SELECTED, type MetricFilter, NEWEST_FIRST, NO_FILTERS, type Sort, update,
+  type AppState, app, DETAIL_TABS, type Filters, INITIAL, MAX_SELECTED, type MetricFilter, NEWEST_FIRST, NO_FILTERS, type Sort, update,
 } from './state'
 import { isSortable, startsDescending } from './store/ordering'
 import { timeBounds } from './store/search'
@@ -18,7 +18,9 @@ export function toQuery(state: Addressed): string {
   const query = new URLSearchParams()
   if (state.view !== 'table') query.set('view', state.view)
   if (state.view === 'compare') query.set('ids', state.compareIds.join(','))
+  if (state.view === 'compare' && state.differencesOnly) query.set('differences', 'only')
   if (state.detailId !== null) query.set('id', state.detailId)
+  if (state.detailId !== null && state.detailTab !== INITIAL.detailTab) query.set('tab', state.detailTab)
   writeFilters(query, state.filters)
   const { by, descending } = state.sort
   if (by !== NEWEST_FIRST.by || descending !== NEWEST_FIRST.descending) {
@@ -43,6 +45,8 @@ export function fromQuery(text: string): Addressed {
     view: view === 'compare' && compareIds.length >= 2 ? 'compare' : view === 'health' ? 'health' : 'table',
     compareIds,
     detailId: detailId !== null && ID.test(detailId) ? detailId : null,
+    detailTab: DETAIL_TABS.find((tab) => tab === query.get('tab')) ?? fresh.detailTab,
+    differencesOnly: query.get('differences') === 'only',
     selected: new Set(query.has('selected') ? idsOf(query.get('selected')) : compareIds),
     metric: query.get('metric') || null,
     filters: readFilters(query),

@@ -30,9 +30,9 @@ export function Header({ feed, metric }: { feed: Feed; metric: string | null }) 
       {view === 'table' && <Count />}
       <span class="spacer" />
       <Status feed={feed} />
-      <button type="button" class="button plain" aria-current={view === 'health' ? 'page' : undefined}
+      <button type="button" class="button plain" aria-label="Health" aria-current={view === 'health' ? 'page' : undefined}
         onClick={() => (view === 'health' ? showTable() : openHealth())}>
-        <Icon name="pulse" /> <span class="word">Health</span><span class="sr-only short">Health</span>
+        <Icon name="pulse" /> <span class="word">Health</span>
       </button>
       <ViewMenu metric={metric} />
       <button type="button" class="button plain icon help" aria-label="keys" title="keys (?)"
@@ -64,7 +64,7 @@ function Search() {
   )
 }
 
-const SYNTAX = `words in path, name, experiment, architecture; all must occur
+const SYNTAX = `words in path, name, experiment, architecture, config; all must occur
 resn*   the beginning of a word
 "batch norm"   these characters
 architecture:dbnet  health:invalid  finding:archive.*

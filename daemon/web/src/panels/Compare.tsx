@@ -9,8 +9,9 @@ import type { Attribute, Comparison } from '../answers'
 import { copyText } from '../components/CopyButton'
 import { Icon } from '../components/Icon'
 import { formatMetric, formatNumber } from '../format'
+import { useApp } from '../hooks'
 import { DIRECTION_WORDS } from '../metrics'
-import { openCompare, openDetail, showTable } from '../state'
+import { openCompare, openDetail, showTable, update } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
 import type { Entry } from '../wire'
@@ -25,7 +26,7 @@ const FEWEST = 2
 const FEW_ROWS = 200
 
 export function Compare({ ids }: { ids: readonly string[] }): JSX.Element {
-  const [differencesOnly, setDifferencesOnly] = useState(false)
+  const differencesOnly = useApp((state) => state.differencesOnly)
   useStoreChanges()
   const revisions = ids.map((id) => store.get(id)?.revision ?? 0).join(' ')
   const key = ids.length >= FEWEST ? ids.join(' ') : null
@@ -40,7 +41,7 @@ export function Compare({ ids }: { ids: readonly string[] }): JSX.Element {
           <input
             type="checkbox"
             checked={differencesOnly}
-            onChange={(event) => setDifferencesOnly(event.currentTarget.checked)}
+            onChange={(event) => update({ differencesOnly: event.currentTarget.checked })}
           />{' '}
           differences only
         </label>

@@ -1,13 +1,13 @@
 /** Everything known of one checkpoint, in a panel beside the table; reloads by itself when the checkpoint changes. */
 
 import type { JSX } from 'preact'
-import { useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks'
+import { useEffect, useLayoutEffect, useRef } from 'preact/hooks'
 
 import type { CheckpointDetail, Gone } from '../answers'
 import { ApiError, fetchDetail } from '../api'
 import { formatAge, formatMoment } from '../format'
 import { useApp } from '../hooks'
-import { openDetail } from '../state'
+import { type DetailTab, openDetail, update } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
 import type { Entry } from '../wire'
@@ -26,11 +26,7 @@ const TABS = [
   ['settings', 'Settings'],
   ['tensors', 'Tensors'],
   ['load', 'Load'],
-] as const
-type Tab = (typeof TABS)[number][0]
-
-/** Stays while a reader goes from one checkpoint to the next. */
-let lastTab: Tab = 'overview'
+] as const satisfies readonly (readonly [DetailTab, string])[]
 
 export function Detail({ id, onClose }: { id: string; onClose: () => void }): JSX.Element {
   const row = useRow(id)
@@ -114,12 +110,9 @@ interface TabsProps {
 }
 
 function Tabs(props: TabsProps): JSX.Element {
-  const [tab, setTab] = useState<Tab>(lastTab)
+  const tab = useApp((state) => state.detailTab)
   const list = useRef<HTMLDivElement>(null)
-  const choose = (next: Tab): void => {
-    lastTab = next
-    setTab(next)
-  }
+  const choose = (detailTab: DetailTab): void => update({ detailTab })
   const onKeyDown = (event: KeyboardEvent): void => {
     const at = TABS.findIndex(([name]) => name === tab)
     const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: TABS.length - 1 }[event.key]
@@ -156,7 +149,7 @@ function Tabs(props: TabsProps): JSX.Element {
   )
 }
 
-function TabBody({ tab, entry, detail }: { tab: Tab; entry: Entry; detail: CheckpointDetail | null }): JSX.Element | null {
+function TabBody({ tab, entry, detail }: { tab: DetailTab; entry: Entry; detail: CheckpointDetail | null }): JSX.Element | null {
   const primary = useApp(({ metric }) => metric) ?? store.usualMetric()
   switch (tab) {
     case 'overview':

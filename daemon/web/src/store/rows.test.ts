@@ -145,6 +145,19 @@ test('a row that was deleted while rows were held goes once they are let go', ()
   expect(shownIds(store)).toEqual([])
 })
 
+test('a row that is deleted together with a change that moved it does not put others in the wrong place', () => {
+  const { store, clock } = storeOf(
+    entryOf('a', { modified_at: '2025-10-01T12:00:00.000Z' }), entryOf('b', { modified_at: '2025-10-03T12:00:00.000Z' }),
+  )
+  store.beginSnapshot()
+  store.addSnapshot([entryOf('a', { modified_at: '2025-10-09T12:00:00.000Z' }), entryOf('b', { modified_at: '2025-10-03T12:00:00.000Z' })])
+  store.delete(['a'])
+  store.upsert([entryOf('c', { modified_at: '2025-10-08T12:00:00.000Z' })])
+  store.flushAll()
+  clock.wind(4 * FADE_MS)
+  expect(shownIds(store)).toEqual(['c', 'b'])
+})
+
 // ---- one by one -------------------------------------------------------------------------------------------------
 
 describe('flushes', () => {

@@ -13,7 +13,7 @@ import { type Filters, NO_FILTERS, type Sort } from '../state'
 import type { Entry } from '../wire'
 import { type RecentChange, RecentChanges } from './changes'
 import { type Clock, realClock } from './clock'
-import { type Facet, type RowTest, rowTest } from './filters'
+import { type Facet, type Found, type RowTest, rowTest } from './filters'
 import { Names } from './names'
 import { type Change, Queue } from './queue'
 import { Sharing } from './sharing'
@@ -75,6 +75,8 @@ export class RowStore {
   private sorting: Generator<void, void> | null = null
 
   private filters: Filters = NO_FILTERS
+  private found: Found | null = null
+  private isFoundWaiting = false
   private test: RowTest | null = null
 
   private readonly listeners = new Set<(change: StoreChange) => void>()
@@ -170,7 +172,7 @@ export class RowStore {
 
   /** Values of a field with how many rows have them under all other filters, the most frequent first. */
   facet(facet: Facet): readonly (readonly [value: string, count: number])[] {
-    const test = rowTest(this.filters, facet)
+    const test = rowTest(this.filters, this.found, facet)
     const counts = new Map<string, number>()
     for (const slot of this.slots.byId.values()) {
       const value = this.slots.entry(slot)[facet]
@@ -185,12 +187,27 @@ export class RowStore {
   setFilters(filters: Filters): void {
     if (filters === this.filters) return
     this.filters = filters
-    this.test = rowTest(filters)
+    this.match({ isAsked: true })
+  }
+
+  /** Show also what the daemon found by the search of the filters; while held, when rows are let go. */
+  setFound(found: Found): void {
+    if (found.q !== this.filters.q.trim()) return
+    const isAsked = this.found?.q !== found.q
+    this.found = found
+    this.isFoundWaiting = this.isHeld
+    if (!this.isHeld) this.match({ isAsked })
+  }
+
+  /** Test every row by the filters. */
+  private match(change: StoreChange): void {
+    const { slots } = this
+    const test = (this.test = rowTest(this.filters, this.found))
+    this.isFoundWaiting = false
     this.settle()
-    const { slots, test } = this
     slots.matches.fill(0)
     for (const slot of slots.byId.values()) slots.matches[slot] = Number(slots.passes(slot, test))
-    this.show({ isAsked: true })
+    this.show(change)
   }
 
   /** Show rows in this order. Within some steps of at most 12 ms; until then the old order stands. */
@@ -210,6 +227,7 @@ export class RowStore {
   set held(isHeld: boolean) {
     if (isHeld === this.isHeld) return
     this.isHeld = isHeld
+    if (!isHeld && this.isFoundWaiting) this.match({ isAsked: false })
     if (!isHeld && this.sorting === null && this.dirty.length) {
       this.settle()
       this.show({ isAsked: false })
@@ -220,6 +238,7 @@ export class RowStore {
   /** Put everything in its place that waits; whatever comes from now on waits again while held. */
   showWaiting(): void {
     if (this.sorting !== null) return
+    if (this.isFoundWaiting) this.match({ isAsked: false })
     this.settle()
     this.show({ isAsked: true })
   }
@@ -328,7 +347,8 @@ export class RowStore {
     this.names.count(slots.entry(slot), -1)
     this.touch(id)
     this.recent.delete(id)
-    const isShown = slots.is(slot, PLACED) && slots.matches[slot]
+    // One that waits for another place does not stand where its key says, and would mislead those that are merged in.
+    const isShown = slots.is(slot, PLACED) && slots.matches[slot] && !slots.dirty[slot]
     slots.flags[slot] = (slots.flags[slot] as number) | GONE
     if (fades && isShown && this.fadeMs > 0) this.fading.push({ slot, until: this.clock.now() + this.fadeMs })
     this.markDirty(slot)

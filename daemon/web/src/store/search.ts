@@ -1,7 +1,7 @@
 /**
  * What was typed into the search box, as the API's `q` means it (catalog/search.py): words, prefixes, phrases,
  * `field:value` and comparisons, all of which must hold. Hyper-parameters and config are not here: entries do not
- * have them, only the API's `q` looks into them.
+ * have them; the API's `q` looks into them, and found.ts asks it.
  */
 
 import type { Entry } from '../wire'
