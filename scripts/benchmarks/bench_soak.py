@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # writers and shadow clients are part of the tests
 
@@ -31,13 +31,9 @@ from tests.daemon.real_mounts import mount, unmount
 from tests.service.campaigns import SETTINGS, Contents, Shadow
 from tests.service.daemons import Daemon, eventually
 
-BASE = 1000
-"""Checkpoints that stay as they are."""
-SHADOWS, READERS, PROBES = 3, 2, 20
+SHADOWS, READERS = 3, 2
 DISK_BYTES = 512 << 20
-FAULTS_IN_A_ROUND = 2
-CALM_S = 3.0
-"""Of churn in every round without a fault."""
+REST_S = 20.0
 GROWTH = 0.05
 """Of memory over the second half, as a share: caches fill, and what was deleted is remembered for a while."""
 ENTRY_KB = 3.5
@@ -45,6 +41,24 @@ ENTRY_KB = 3.5
 MORE_DESCRIPTORS, MORE_SOCKETS = 3, 30
 """Readers that never read are cut off and come back at any time, 30 of them."""
 _PROBE = Path(__file__).with_name("soak_probe.py")
+
+
+class Scale(NamedTuple):
+    """How much there is of everything."""
+
+    base: int = 1000
+    """Checkpoints that stay as they are; at every point of quiet all are read anew, to compare."""
+    probes: int = 20
+    faults: int = 2
+    """In a round."""
+    calm_s: float = 3.0
+    """Of churn in every round without a fault."""
+    rounds: int = 3
+    """At least."""
+
+
+QUICK = Scale(base=100, probes=5, faults=1, calm_s=0.5)
+"""For a test: on busy cores a round of the other takes a minute."""
 
 
 class Line(NamedTuple):
@@ -66,7 +80,7 @@ def run(*, quick: bool, minutes: float, seed: int, directory: str | None) -> Non
     """Print a line a round while it lasts, and the verdict at the end."""
     minutes = min(minutes, 2) if quick else minutes
     with tempfile.TemporaryDirectory(prefix="ckptd-soak-", dir=directory) as name, _disk(Path(name)) as (place, disk):
-        soak = _Soak(Path(name), place, disk, seed)
+        soak = _Soak(Path(name), place, disk, seed, QUICK if quick else Scale())
         rows = soak.run(minutes * 60)
     print_report(f"soak, {minutes:g} minutes, seed {seed}", rows)
 
@@ -101,13 +115,14 @@ def _free_port() -> int:
 
 
 class _Soak:
-    def __init__(self, work: Path, place: Path, disk: Path | None, seed: int) -> None:
+    def __init__(self, work: Path, place: Path, disk: Path | None, seed: int, scale: Scale) -> None:
+        self._scale = scale
         self._dice = random.Random(seed)
         self._seed = seed
         self._work = work
         self._root = place / "outputs"
         self._contents = Contents(work / "contents")
-        fill(self._root / "base", self._contents, BASE)
+        fill(self._root / "base", self._contents, scale.base)
         settings = {**SETTINGS, "abandoned_s": ABANDONED_S, "worker_memory_mb": 256, "worker_timeout_s": 5}
         self._port = _free_port()
         self._daemon = Daemon(self._root, place / "state", port=self._port, **settings)
@@ -128,7 +143,7 @@ class _Soak:
             shadows = [stack.enter_context(Shadow(self._daemon)) for _ in range(SHADOWS)]
             readers = stack.enter_context(Readers(self._port, READERS, self._seed))
             stalled = stack.enter_context(StalledReaders(self._port))
-            while (passed_s := time.monotonic() - begun) < duration_s or len(self._lines) < 3:
+            while (passed_s := time.monotonic() - begun) < duration_s or len(self._lines) < self._scale.rounds:
                 restarting = passed_s < duration_s / 2 or not self._lines
                 self._round(churn, shadows, begun, restarting=restarting)
             exit_code, stopped_s = self._end()
@@ -141,15 +156,15 @@ class _Soak:
         if restarting:
             self._faults.restart()
             self._first_of_half = len(self._lines) + 1
-        for _ in range(FAULTS_IN_A_ROUND):
+        for _ in range(self._scale.faults):
             self._faults.fault()
-        time.sleep(CALM_S)  # not a wait for anything: so long it is used as it is most days
+        time.sleep(self._scale.calm_s)  # not a wait for anything: so long it is used as it is most days
         probed = self._probe()
         churn.pause()
         minute = (time.monotonic() - begun) / 60
         found = check(self._daemon, self._root, shadows, churn.owned.history(), self._contents)
         say_wrong(minute, *found)
-        health = self._daemon.health()
+        health = self._at_rest()
         line = Line(
             *(minute, health["checkpoint_count"], health["revision"], usage_of(self._daemon.pid)),
             *(probed["list_ms"], probed["rename_ms"], self._faults.restarts, self._faults.faults, found),
@@ -158,11 +173,21 @@ class _Soak:
         self._lines.append(line)
         print(_shown(line), flush=True)
 
+    def _at_rest(self) -> dict[str, Any]:
+        """The health once nothing is read in the background, or soon: files that are being read hold descriptors."""
+        with contextlib.suppress(AssertionError):
+            eventually(self._has_read_all, "all is verified", deadline_s=REST_S, every_s=0.1)
+        return self._daemon.health()
+
+    def _has_read_all(self) -> bool:
+        verification = self._daemon.health()["verification"]
+        return verification["verifying"] is None and not verification["queued"]
+
     def _probe(self) -> dict[str, list[float]]:
         eventually(self._daemon.is_up, "it answers")
         template = self._contents.directory / "000.ckpt"
         command = [sys.executable, "-S", str(_PROBE), str(self._port), str(self._root / "probe"), str(template)]
-        done = subprocess.run([*command, str(PROBES)], capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, str(self._scale.probes)], capture_output=True, text=True, check=False)
         if done.returncode:
             self._faults.wrong.append(f"the probe failed: {done.stderr[-500:]}")
             return {"list_ms": [], "rename_ms": []}

@@ -10,22 +10,24 @@ import pytest
 
 MUST_BE_ZERO = (
     "differences between the catalog and the tree",
+    "lost or untrue changes at live clients",
+    "sidecars torn, missing or left over",
     "faults that it did not outlive",
+    "tracebacks in the log",
     "exit code after SIGTERM",
 )
-"""What was true of every run. What clients were told is left to people to judge: beside kills it was wrong twice, for
-a moment, and why is not known yet."""
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
+@pytest.mark.campaign
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_soak_of_20_seconds_ends_with_a_catalog_that_equals_the_tree() -> None:
+@pytest.mark.timeout(1200)
+def test_a_short_soak_ends_with_a_catalog_that_equals_the_tree() -> None:
     """Memory and latency are for people to judge, over hours; what is counted here must be zero however long."""
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:  # a Unix socket's path has 107 bytes (unix(7))
-        flags = ["--minutes", "0.33", "--seed", "3", "--directory", directory]
-        command = [sys.executable, str(BENCHMARKS), "soak", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+        flags = ["--minutes", "0.2", "--seed", "3", "--directory", directory]
+        command = [sys.executable, str(BENCHMARKS), "soak", "--quick", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1180, check=False)
         assert not os.listdir(directory), "the soak leaves something behind"
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [line.split(" | ") for line in done.stdout.splitlines() if " | " in line]
