@@ -69,7 +69,9 @@ def test_the_units_name_the_credentials_that_the_settings_look_for() -> None:
     """Without a path: a missing file at a path would be an error, a name that is not in the store is none."""
     for name in SERVICES:
         for credential in (CREDENTIAL_NAME, READ_CREDENTIAL_NAME):
-            assert f"\nLoadCredential={credential}\n" in (SYSTEMD / name).read_text()
+            # Each owner reads the credentials of the own instance: they must not be those of others.
+            stored = f":{credential.replace('.', '-%i.', 1)}" if "@" in name else ""
+            assert f"\nLoadCredential={credential}{stored}\n" in (SYSTEMD / name).read_text()
 
 
 # ---- scripts/install without a machine ---------------------------------------------------------------------------

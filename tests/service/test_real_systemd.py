@@ -156,15 +156,15 @@ def test_a_reload_reads_the_token_anew_and_sweeps_without_a_restart(service: Ins
 
 
 @contextlib.contextmanager
-def credentials(machine: Machine, **tokens: str) -> Iterator[None]:
-    """Tokens in the system's store, and the service restarted with them."""
+def credentials(machine: Machine, unit: str = SERVICE, **tokens: str) -> Iterator[None]:
+    """Tokens in the system's store, and a service restarted with them."""
     store = machine.path("/etc/credstore")
     store.mkdir(mode=0o700, exist_ok=True)
     given = {store / f"ckptd.{name.replace('_', '-')}": token for name, token in tokens.items()}
     for path, token in given.items():
         path.write_text(token + "\n")
         path.chmod(0o600)
-    machine.systemctl("restart", SERVICE)
+    machine.systemctl("restart", unit)
     try:
         yield
     finally:
@@ -616,6 +616,16 @@ def test_an_instance_of_an_owner_reads_and_writes_as_that_owner_and_sees_no_othe
     written, saved = sidecar.stat(), machine.path("/home/you/outputs/mine.ckpt").stat()
     assert (written.st_uid, written.st_mode) == (saved.st_uid, saved.st_mode)
     assert service.inside("result = os.listdir('/home')", "ckptd@you.service") == ["you"]
+    with credentials(machine, token="the-token-of-the-group", unit="ckptd@you.service"):
+        eventually(lambda: service.is_up(url), "it answers")
+        assert service.get("/checkpoints", url, **token).status_code == 200, "it takes no other's"
+    stored = machine.path("/etc/credstore/ckptd-you.token")
+    stored.write_text("the-token-of-this-owner\n")
+    machine.systemctl("restart", "ckptd@you.service")
+    stored.unlink()
+    eventually(lambda: service.is_up(url), "it answers")
+    assert service.get("/checkpoints", url, **token).status_code == 401
+    assert service.get("/checkpoints", url, Authorization="Bearer the-token-of-this-owner").status_code == 200
     machine.systemctl("disable", "--now", "ckptd@you.service")
 
 
