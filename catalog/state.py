@@ -6,7 +6,6 @@ last moments (WAL with synchronous=NORMAL); that is why the log's name changes a
 """
 
 import contextlib
-import gc
 import os
 import secrets
 import sqlite3
@@ -16,13 +15,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ckptd.validators.garbage import no_garbage_collection
 from ckptd.validators.inspection import Level, TensorInfo
 
 from . import state_rows as rows
+from . import state_tables as tables
 from .description import Description
 from .entry import CheckpointId, Record, Revision
-from .sharing import SharedValues
 from .state_file import StateError, StateLock, StateLocked, Unusable, connect, connect_reader, is_damage, set_aside
+from .state_tables import durably, transaction
 from .store import Batch, Tombstone, revision_of
 from .texts import Texts
 from .verification import Verification
@@ -109,7 +110,7 @@ class State:
         self._revision = loaded.revision
         try:
             self._mark_in_use({"instance": loaded.instance})
-            with self._transaction():
+            with transaction(self._writer):
                 self.texts.drop_unused()
         except sqlite3.Error as error:
             # a full disk: what is known is still good, but what is told from now on may be forgotten
@@ -118,9 +119,9 @@ class State:
         return loaded
 
     def _load(self) -> Loaded:
-        with _no_garbage_collection():
-            records, bad_records = self._load_records()
-            tombstones, bad_tombstones = self._load_tombstones()
+        with no_garbage_collection():
+            records, bad_records = tables.load_records(self._writer)
+            tombstones, bad_tombstones = tables.load_tombstones(self._writer)
         meta = dict(self._writer.execute("SELECT key, value FROM meta"))
         whole = not bad_records and not bad_tombstones
         ended_well = meta.get("clean") == "1" or (self._boot_id != "" and meta.get("boot_id") == self._boot_id)
@@ -130,7 +131,8 @@ class State:
                 f"{self.path}: {len(bad_records)} entries and {len(bad_tombstones)} deletions could not be decoded "
                 "and are dropped; the files behind them are read again"
             )
-            self._drop(bad_records, bad_tombstones)
+            with contextlib.suppress(sqlite3.OperationalError), transaction(self._writer):
+                tables.drop(self._writer, bad_records, bad_tombstones)
         revisions = [*map(revision_of, records), *map(revision_of, tombstones)]
         if len(set(revisions)) < len(revisions):
             raise Unusable("two changes claim the same revision")
@@ -143,37 +145,10 @@ class State:
             tombstones=tombstones,
         )
 
-    def _load_records(self) -> tuple[list[Record], list[str]]:
-        shared = SharedValues()
-        records: list[Record] = []
-        bad: list[str] = []
-        for row in self._writer.execute(rows.GET_ENTRIES):
-            try:
-                records.append(rows.record_of(row, shared))
-            except rows.BadRow:
-                bad.append(row[0])
-        return records, bad
-
-    def _load_tombstones(self) -> tuple[list[Tombstone], list[str]]:
-        tombstones: list[Tombstone] = []
-        bad: list[str] = []
-        for row in self._writer.execute(rows.GET_TOMBSTONES):
-            try:
-                tombstones.append(rows.tombstone_of(row))
-            except rows.BadRow:
-                bad.append(row[0])
-        return tombstones, bad
-
-    def _drop(self, entries: list[str], tombstones: list[str]) -> None:
-        with contextlib.suppress(sqlite3.OperationalError), self._transaction():
-            theirs = (("entries", entries), ("descriptions", entries), ("verifications", entries))
-            for table, ids in (*theirs, ("tombstones", tombstones)):
-                self._writer.executemany(f"DELETE FROM {table} WHERE id = ?", rows.one_column(ids))  # noqa: S608
-
     def _mark_in_use(self, also: Mapping[str, str]) -> None:
         # Durable before anything is told: else a power cut would bring back the mark of the clean end before.
-        with self._durably(), self._transaction():
-            self._put_meta({"clean": "0", "boot_id": self._boot_id, **also})
+        with durably(self._writer), transaction(self._writer):
+            tables.put_meta(self._writer, {"clean": "0", "boot_id": self._boot_id, **also})
         self._marked = True
 
     # ---- writing -------------------------------------------------------------------------------------------
@@ -222,17 +197,16 @@ class State:
         verifications: Mapping[CheckpointId, Verification],
         floor: Revision,
     ) -> None:
-        with self._transaction():
-            self._put_items(batch)
-            self._put_descriptions(descriptions)
+        with transaction(self._writer):
+            tables.put_items(self._writer, batch)
+            tables.put_descriptions(self._writer, descriptions)
             self._committed = self.texts.add(one.search_text for one in descriptions.values())
-            self._amend_descriptions(amended)
-            self._put_verifications(verifications)
+            tables.amend_descriptions(self._writer, amended)
+            tables.put_verifications(self._writer, verifications)
             # Last: a verification may come with news of a later state of its file.
-            changed = [rows.outdating(item) for item in batch.items if isinstance(item, Record)]
-            self._writer.executemany(rows.OUTDATE_VERIFICATION, changed)
+            tables.outdate_verifications(self._writer, [item for item in batch.items if isinstance(item, Record)])
             self._writer.execute("DELETE FROM tombstones WHERE revision <= ?", (floor,))
-            self._put_meta({"revision": str(batch.revision), "floor": str(floor)})
+            tables.put_meta(self._writer, {"revision": str(batch.revision), "floor": str(floor)})
 
     def rewrite(
         self,
@@ -265,20 +239,10 @@ class State:
     def _rewrite(
         self, instance: str, records: list[Record], tombstones: list[Tombstone], revision: Revision, floor: Revision
     ) -> None:
-        with self._errors("written"), self._durably(), self._transaction():
-            write = self._writer
-            before = dict(write.execute("SELECT id, revision FROM entries"))
-            unchanged = {r.entry.id for r in records if before.get(r.entry.id) == r.entry.revision}
-            changed = [row_id for row_id in before if row_id not in unchanged]
-            write.executemany("DELETE FROM descriptions WHERE id = ?", rows.one_column(changed))
-            write.execute("DELETE FROM entries")
-            write.execute("DELETE FROM tombstones")
-            write.executemany(rows.PUT_ENTRY, map(rows.entry_row, records))
-            write.executemany(rows.PUT_TOMBSTONE, map(rows.tombstone_row, tombstones))
-            write.execute("DELETE FROM verifications WHERE id NOT IN (SELECT id FROM entries)")
-            write.executemany(rows.OUTDATE_VERIFICATION, map(rows.outdating, records))
-            self._put_meta({"instance": instance, "revision": str(revision), "floor": str(floor)})
-            self._put_meta({"clean": "0", "boot_id": self._boot_id})
+        with self._errors("written"), durably(self._writer), transaction(self._writer):
+            tables.rewrite(self._writer, records, tombstones)
+            tables.put_meta(self._writer, {"instance": instance, "revision": str(revision), "floor": str(floor)})
+            tables.put_meta(self._writer, {"clean": "0", "boot_id": self._boot_id})
 
     def set_meta(self, key: str, value: str) -> None:
         """Keep a small text under a key, in a transaction of its own.
@@ -286,8 +250,8 @@ class State:
         Raises:
             StateError: it could not be written.
         """
-        with self._errors("written"), self._transaction():
-            self._put_meta({f"user:{key}": value})
+        with self._errors("written"), transaction(self._writer):
+            tables.put_meta(self._writer, {f"user:{key}": value})
 
     def get_meta(self, key: str) -> str | None:
         """The text under a key, or None."""
@@ -303,10 +267,10 @@ class State:
         if self._lock.released:
             return
         try:
-            with contextlib.suppress(sqlite3.Error), self._durably():
+            with contextlib.suppress(sqlite3.Error), durably(self._writer):
                 if clean and self._marked:
-                    with self._transaction():
-                        self._put_meta({"clean": "1"})
+                    with transaction(self._writer):
+                        tables.put_meta(self._writer, {"clean": "1"})
                 self._writer.execute("PRAGMA incremental_vacuum(2000)").fetchall()
             self._close_file()
         finally:
@@ -428,60 +392,6 @@ class State:
         aside = set_aside(self.path, self._clock())
         self._note(f"{self.path}: {reason}; it was set aside as {os.path.basename(aside)} and is rebuilt from the tree")
 
-    def _put_items(self, batch: Batch) -> None:
-        records = [item for item in batch.items if isinstance(item, Record)]
-        gone = [item for item in batch.items if isinstance(item, Tombstone)]
-        write = self._writer.executemany
-        write(rows.PUT_ENTRY, map(rows.entry_row, records))
-        write("DELETE FROM tombstones WHERE id = ?", rows.one_column([record.entry.id for record in records]))
-        write(rows.PUT_TOMBSTONE, map(rows.tombstone_row, gone))
-        for table in ("entries", "descriptions", "verifications"):
-            write(f"DELETE FROM {table} WHERE id = ?", rows.one_column([item.id for item in gone]))  # noqa: S608
-
-    def _put_descriptions(self, descriptions: Mapping[CheckpointId, Description]) -> None:
-        self._writer.executemany(
-            "INSERT OR REPLACE INTO descriptions SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM entries WHERE id = ?1)",
-            ((key, rows.pack_summary(one), rows.pack_tensors(one.tensors)) for key, one in descriptions.items()),
-        )
-
-    def _amend_descriptions(self, amended: Mapping[CheckpointId, Description]) -> None:
-        self._writer.executemany(
-            "INSERT INTO descriptions SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM entries WHERE id = ?1) "
-            "ON CONFLICT (id) DO UPDATE SET summary = excluded.summary",
-            ((key, rows.pack_summary(one), rows.pack_tensors(one.tensors)) for key, one in amended.items()),
-        )
-
-    def _put_verifications(self, verifications: Mapping[CheckpointId, Verification]) -> None:
-        self._writer.executemany(
-            rows.PUT_VERIFICATION,
-            [rows.verification_row(key, one) for key, one in verifications.items()],
-        )
-
-    def _put_meta(self, values: Mapping[str, str]) -> None:
-        self._writer.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._writer.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._writer.execute("COMMIT")
-        except BaseException:
-            if self._writer.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    self._writer.execute("ROLLBACK")
-            raise
-
-    @contextlib.contextmanager
-    def _durably(self) -> Iterator[None]:
-        """Commits in here are on the disk when they return."""
-        self._writer.execute("PRAGMA synchronous = FULL")
-        try:
-            yield
-        finally:
-            with contextlib.suppress(sqlite3.Error):
-                self._writer.execute("PRAGMA synchronous = NORMAL")
-
     @contextlib.contextmanager
     def _errors(self, action: str) -> Iterator[None]:
         try:
@@ -496,18 +406,6 @@ class State:
     def _note(self, note: str) -> None:
         if len(self.notes) < NOTES_KEPT and note not in self.notes:
             self.notes.append(note)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Loading makes a million objects and no garbage; looking through them again and again doubles its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _number(text: str | None) -> int:

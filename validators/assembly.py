@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from . import facts, fingerprint
+from . import facts, fingerprint, training
 from .checks.instantiator import find_instantiators
 from .checks.structure import check_structure, limited
 from .errors import Corrupt
@@ -55,8 +55,8 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
     has_problems = any(f.code in ("tensor.missing_storage", "tensor.out_of_bounds") for f in findings)
     counted = facts.weight_facts(weights)
     scalars = ScalarReader(storages)
-    epoch, global_step = facts.progress(top, scalars)
-    hyper_parameters = facts.hyper_parameters(top, scalars)
+    epoch, global_step = training.progress(top, scalars)
+    hyper_parameters = training.hyper_parameters(top, scalars)
     return msgspec.structs.replace(
         judged,
         safety=Safety.UNSAFE if instantiators else judged.safety,
@@ -70,11 +70,11 @@ def describe_tensors(tensors: facts.Tensors, top: dict[Any, Any], storages: Stor
         optimizer_bytes=facts.bytes_of(tensors.of("optimizer")),
         epoch=epoch,
         global_step=global_step,
-        logged_step=facts.logged_step(top, scalars),
-        lightning_version=facts.lightning_version(top),
+        logged_step=training.logged_step(top, scalars),
+        lightning_version=training.lightning_version(top),
         hyper_parameters=hyper_parameters,
-        callbacks=facts.callbacks(top, scalars),
-        metrics=facts.metrics(top, scalars),
+        callbacks=training.callbacks(top, scalars),
+        metrics=training.metrics(top, scalars),
         content_id=None if has_problems else _content_id(storages, weights),
         findings=tuple(findings),
     )

@@ -1,12 +1,10 @@
 """inspect_checkpoint(path, level): format → facts → checks → Inspection; the one door of this package."""
 
-import contextlib
-import gc
 import itertools
 import os
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +20,7 @@ from .findings import Finding, finding
 from .formats import safetensors, torch_legacy, torch_zip, torchscript
 from .formats.sharded import Part
 from .formats.sniff import HEAD_BYTES, sniff
+from .garbage import no_garbage_collection
 from .inspection import FileIdentity, Format, Inspection, Level, Safety, Seal
 from .levels import Located, check_available, verify_archive_contents, verify_plain
 from .plain import clip, to_plain
@@ -104,7 +103,7 @@ def inspect_opened(
     """
     check_available(level)
     reader = FileReader(fd, reading)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         inspection = _inspect(reader, checkpoint_path, level)
         inspection = judge_architecture(inspection, required_keys, architectures or load_table())
         if inspection.digest is None and inspection.is_complete and level.covers(Level.CHECKSUM):
@@ -144,7 +143,7 @@ def inspect_directory(
     readers = {part.name: FileReader(part.fd, reading) for part in parts if part.fd is not None}
     if any(part.name in readers and readers[part.name].identity != part.identity for part in parts):
         raise Changed(f"a file of {checkpoint_path} was modified since it was opened")
-    with _no_garbage_collection():
+    with no_garbage_collection():
         inspection = inspect_members(parts, readers, directory, checkpoint_path, level, _inspect)
         inspection = judge_architecture(inspection, required_keys, architectures or load_table())
     for reader in readers.values():
@@ -177,18 +176,6 @@ def _inspect_listed(
             parts, identity, real, level, required_keys=required_keys, architectures=architectures
         )
     return msgspec.structs.replace(inspection, checkpoint_path=os.fspath(path))
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """The collector walks all stand-ins again and again while they grow; off, 20,000 tensors take half the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _inspect(reader: FileReader, checkpoint_path: str, level: Level) -> Inspection:
