@@ -125,26 +125,23 @@ class _Silent:
 
 def size(size_bytes: int | None) -> str:
     """Bytes for people, powers of 1000 as `ls --si` shows them."""
-    if size_bytes is None:
-        return ""
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+    return _scaled(size_bytes, (" B", " kB", " MB", " GB", " TB"))
 
 
 def count(number: int | None) -> str:
     """A number of parameters for people: 1.2 M."""
+    return _scaled(number, ("", " k", " M", " G", " T"))
+
+
+def _scaled(number: int | None, units: Sequence[str]) -> str:
     if number is None:
         return ""
     value = float(number)
-    for unit in ("", " k", " M", " G"):
+    for unit in units[:-1]:
         if value < 1000:
-            return f"{value:.0f}{unit}" if unit == "" or value >= 100 else f"{value:.1f}{unit}"
+            return f"{value:.0f}{unit}" if unit == units[0] or value >= 100 else f"{value:.1f}{unit}"
         value /= 1000
-    return f"{value:.1f} T"
+    return f"{value:.1f}{units[-1]}"
 
 
 def duration(seconds: float) -> str:

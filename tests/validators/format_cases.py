@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ckptd.validators import Format, Safety, Seal
+from tests.validators import format_files
 
 __all__ = ["CASES", "Case", "Net", "weights"]
 
@@ -51,18 +52,7 @@ class Case(NamedTuple):
 
 def weights() -> dict[str, torch.Tensor]:
     """Tensors of many types and shapes, none sharing memory, which safetensors refuses."""
-    torch.manual_seed(11)
-    made = {
-        "encoder.weight": torch.randn(4, 3),
-        "encoder.bias": torch.randn(4),
-        "head.scale": torch.tensor(2.5),
-        "empty": torch.zeros(0, 7),
-        "mask": torch.tensor([True, False, True]),
-    }
-    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int64):
-        made[f"as.{str(dtype).removeprefix('torch.')}"] = torch.arange(6).reshape(2, 3).to(dtype)
-    made["as.float8"] = torch.arange(6.0).reshape(2, 3).to(torch.float8_e4m3fn)
-    return made
+    return format_files.weights() | {"as.float8": torch.arange(6.0).reshape(2, 3).to(torch.float8_e4m3fn)}
 
 
 def _checkpoint() -> dict[str, Any]:
