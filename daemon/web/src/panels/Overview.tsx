@@ -215,7 +215,7 @@ const METADATA_WORDS: Readonly<Record<Entry['metadata_source'], string>> = {
   none: 'none yet',
   sidecar: 'in a sidecar by a person or a training',
   daemon: 'in a sidecar by ckptd',
-  state: 'kept by the daemon: nothing can be written beside it',
+  state: 'kept by the daemon alone, not in a file beside it',
 }
 
 function Model({ detail }: { detail: CheckpointDetail | null }): JSX.Element | null {
