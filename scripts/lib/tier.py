@@ -32,6 +32,7 @@ class Failures:
     def __init__(self) -> None:
         self.tests: list[str] = []
         self.uncollected: list[str] = []
+        self.workers_died = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called for set-up, call and tear-down of each test."""
@@ -42,6 +43,11 @@ class Failures:
         """Called for each file."""
         if report.failed:
             self.uncollected.append(report.nodeid)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, error: object | None) -> None:
+        """Called by xdist for each worker that ended."""
+        self.workers_died += error is not None
 
 
 def try_again(test: str) -> Second:
@@ -62,6 +68,8 @@ def judge(status: int, failures: Failures, second: Callable[[str], Second] = try
     """
     if status != pytest.ExitCode.TESTS_FAILED or failures.uncollected or not failures.tests:
         return status, []
+    if failures.workers_died:
+        return status, ["a worker died, and what it had left to run was not run: see the first failure"]
     if len(failures.tests) > MOST:
         return status, [f"{len(failures.tests)} failed: too many for flakes, so none was tried again"]
     outcomes = {test: second(test) for test in failures.tests}

@@ -127,6 +127,7 @@ def _in_child(jobs: Sequence[Job], out: int) -> tuple[int, str]:
         try:
             os.close(reading)
             _limit()
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not what pytest-timeout made of it
             for job in jobs:
                 signal.setitimer(signal.ITIMER_REAL, TIME_S)  # SIGALRM ends the process
                 os.write(out, _line(answer(job)))

@@ -76,6 +76,20 @@ def test_a_file_that_cannot_be_collected_fails_the_tier(tmp_path: Path) -> None:
     assert status not in (0, 5), shown
 
 
+def test_a_worker_that_dies_ends_the_tier_as_failed_whatever_a_second_try_would_say(tmp_path: Path) -> None:
+    """What it had left is not run, and xdist counts it neither as passed nor as failed."""
+    (tmp_path / "test_a_death.py").write_text(
+        "import os, pathlib\n"
+        "def test_death():\n    dead = pathlib.Path('dead')\n"
+        "    if not dead.exists():\n        dead.touch()\n        os._exit(1)\n"
+        "def test_left():\n    pass\n"
+    )
+    parallel = ("-p", "xdist.plugin", "-n", "2", "--dist", "loadfile", "--max-worker-restart=0")
+    status, shown = run_tier(tmp_path, *parallel, "-k", "death or left or sound")
+    assert status == 1, shown
+    assert "a worker died, and what it had left to run was not run" in shown
+
+
 def test_many_failures_are_no_flakes(tmp_path: Path) -> None:
     (tmp_path / "test_many.py").write_text(
         "import pytest\n@pytest.mark.parametrize('n', range(9))\ndef test_many(n):\n    assert n < 0\n"

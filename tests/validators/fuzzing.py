@@ -417,6 +417,7 @@ def _child(mutants: Mutants, directory: Path, numbers: tuple[int, int], tally: m
     try:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not what pytest-timeout made of it
         codecs.lookup("raw_unicode_escape")  # pickletools needs it, which makes mutants and checks answers
         for number in range(40):  # whatever is loaded lazily is loaded now
             with contextlib.suppress(Exception):
