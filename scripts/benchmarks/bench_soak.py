@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # writers and shadow clients are part of the tests
 
@@ -33,7 +33,6 @@ from tests.service.daemons import Daemon, eventually
 
 SHADOWS, READERS = 3, 2
 DISK_BYTES = 512 << 20
-REST_S = 20.0
 GROWTH = 0.05
 """Of memory over the second half, as a share: caches fill, and what was deleted is remembered for a while."""
 ENTRY_KB = 3.5
@@ -164,7 +163,7 @@ class _Soak:
         minute = (time.monotonic() - begun) / 60
         found = check(self._daemon, self._root, shadows, churn.owned.history(), self._contents)
         say_wrong(minute, *found)
-        health = self._at_rest()
+        health = self._daemon.health()
         line = Line(
             *(minute, health["checkpoint_count"], health["revision"], usage_of(self._daemon.pid)),
             *(probed["list_ms"], probed["rename_ms"], self._faults.restarts, self._faults.faults, found),
@@ -172,16 +171,6 @@ class _Soak:
         )
         self._lines.append(line)
         print(_shown(line), flush=True)
-
-    def _at_rest(self) -> dict[str, Any]:
-        """The health once nothing is read in the background, or soon: files that are being read hold descriptors."""
-        with contextlib.suppress(AssertionError):
-            eventually(self._has_read_all, "all is verified", deadline_s=REST_S, every_s=0.1)
-        return self._daemon.health()
-
-    def _has_read_all(self) -> bool:
-        verification = self._daemon.health()["verification"]
-        return verification["verifying"] is None and not verification["queued"]
 
     def _probe(self) -> dict[str, list[float]]:
         eventually(self._daemon.is_up, "it answers")

@@ -439,7 +439,7 @@ class Shadow:
 
     # ---- judged --------------------------------------------------------------------------------------------
 
-    def assert_caught_up(self) -> None:
+    def assert_caught_up(self, *, deadline_s: float = DEADLINE_S) -> None:
         """What was told adds up to what is listed, revision for revision. The tree must be quiet."""
 
         def equal() -> bool:
@@ -448,7 +448,7 @@ class Shadow:
             with self._lock:
                 return self._synced and self.revision == before and self.entries == listed
 
-        eventually(equal, "the shadow equals the list")
+        eventually(equal, "the shadow equals the list", deadline_s=deadline_s)
 
     def check_truth(self, history: History, contents: Contents) -> None:
         """Nothing that was told was never true, and nothing was told twice or backwards."""
