@@ -3,8 +3,13 @@
 import logging
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+
+# Whatever else the profile of the place says (in CI: the same examples each time). No test asserts a timing.
+hypothesis.settings.register_profile("ckptd", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("ckptd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

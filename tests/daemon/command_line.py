@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 CKPTD = str(Path(sys.executable).with_name("ckptd"))
-TIMEOUT_S = 50
+TIMEOUT_S = 120
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
