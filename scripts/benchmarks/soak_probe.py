@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 PAUSE_S = 0.02
 LIST = "/checkpoints?page_size=100"
 _REQUEST = b"GET /checkpoints/events?include_invalid=true HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n"
