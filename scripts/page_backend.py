@@ -272,7 +272,7 @@ def _run(command: list[str], node: str) -> None:
     except OSError as error:
         raise PageBuildError(f"the page could not be built: {command[0]} ({error.strerror}); {_SKIP}") from error
     if done.returncode != 0:
-        said = done.stdout.decode("utf-8", "replace").strip().splitlines()[-_SHOWN_LINES:]
+        said = _shown(done.stdout.decode("utf-8", "replace").strip().splitlines())
         raise PageBuildError(
             "\n".join(
                 [
@@ -282,6 +282,14 @@ def _run(command: list[str], node: str) -> None:
                 ]
             )
         )
+
+
+def _shown(lines: list[str]) -> list[str]:
+    """The beginning and the end: npm says what is wrong first, and then how it is used; compilers end with it."""
+    if len(lines) <= _SHOWN_LINES:
+        return lines
+    half = _SHOWN_LINES // 2
+    return [*lines[:half], "…", *lines[-half:]]
 
 
 def _environment(node: str) -> dict[str, str]:
