@@ -205,8 +205,7 @@ class WorkerPool:
 
     async def __aenter__(self) -> Self:
         if not self._background:
-            launched, self._launched = self._launched, None
-            self._zygote = await adopt_zygote(launched or launch_zygote(self._command, self._limits))
+            self._zygote = await self._first_zygote()
             self.sandbox = self._zygote.sandbox
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
@@ -233,6 +232,15 @@ class WorkerPool:
                 await self._zygote.aclose()
 
     # ---- the zygote --------------------------------------------------------------------------------------------
+
+    async def _first_zygote(self) -> ZygoteProcess:
+        """The one that was launched early; another, if somebody ended that one. Its own fault ends the second, too."""
+        launched, self._launched = self._launched, None
+        try:
+            return await adopt_zygote(launched or launch_zygote(self._command, self._limits))
+        except ZygoteError as error:
+            self._log.warning("the zygote ended while it started; starting another", error=str(error))
+            return await start_zygote(self._command, self._limits)
 
     async def _attend_zygotes(self) -> None:
         """Listen to the zygote; when it ends, start the next one."""

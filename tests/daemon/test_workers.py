@@ -16,7 +16,7 @@ from ckptd.daemon.zygote_process import ZygoteError
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import Severity
 
-from .worker_jobs import FORBIDDEN, opened
+from .worker_jobs import COMMAND, FORBIDDEN, opened
 from .worker_pools import at_work, children_of, describe, descriptors_of, make_pool, until
 
 pytestmark = pytest.mark.anyio
@@ -322,6 +322,18 @@ async def test_children_that_die_while_they_wait_are_no_loss(tmp_path: pathlib.P
         await until(lambda: len(children_of(pool.zygote_pid)) == 2, "children wait ahead")
         for child in children_of(pool.zygote_pid):
             os.kill(child, signal.SIGKILL)
+        await describe(pool, tmp_path / "a.ckpt", "ok")
+
+
+async def test_a_zygote_that_is_killed_while_it_starts_is_replaced(tmp_path: pathlib.Path) -> None:
+    """By an administrator, or by the kernel for want of memory: no reason for the service to end."""
+    mark = tmp_path / "started"
+    killed_once = (
+        "import os, pathlib, signal, sys; mark = pathlib.Path(sys.argv[1]); first = not mark.exists(); mark.touch(); "
+        "first and os.kill(os.getpid(), signal.SIGKILL); os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    command = [sys.executable, "-I", "-c", killed_once, str(mark), *COMMAND]
+    async with make_pool(command=command) as pool:
         await describe(pool, tmp_path / "a.ckpt", "ok")
 
 
