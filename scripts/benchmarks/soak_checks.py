@@ -73,8 +73,11 @@ def _wait(daemon: Daemon) -> None:
     wait_quiet(daemon, deadline_s=DEADLINE_S)
 
     def has_read_all() -> bool:
-        verification = daemon.health()["verification"]
-        return verification["verifying"] is None and not verification["queued"]
+        health = daemon.health()
+        verification = health["verification"]
+        # Not `queued`: what is put off (files that are written, refused by the disk) may wait for an hour.
+        unread = health["by_health"].get("valid", 0) - verification["by_level"].get("checksum", 0)
+        return verification["verifying"] is None and unread <= 0
 
     # What is verified is news, and holds descriptors; on a busy machine it goes on for long, and that is no difference.
     with contextlib.suppress(AssertionError):

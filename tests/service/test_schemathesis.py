@@ -62,7 +62,9 @@ def test_schemathesis_finds_nothing(daemon: TokenDaemon, tmp_path: pathlib.Path)
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{daemon.url}/openapi.json"),
         *("--header", f"Authorization: Bearer {daemon.token}"),
-        *("--checks", "all", "--mode", "all", "--phases", "examples,coverage,fuzzing,stateful"),
+        # The test below shows that each route wants a right token: guessers get 429, which this check cannot know.
+        *("--checks", "all", "--exclude-checks", "ignored_auth", "--mode", "all"),
+        *("--phases", "examples,coverage,fuzzing,stateful"),
         *(
             "--max-examples",
             str(EXAMPLES_EACH),
@@ -85,3 +87,19 @@ def test_schemathesis_finds_nothing(daemon: TokenDaemon, tmp_path: pathlib.Path)
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-5_000:]
     assert "No issues found" in run.stdout, run.stdout[-5_000:]
     assert "error" not in {line.split()[0] for line in daemon.log().splitlines() if line}, daemon.log()
+
+
+def test_every_route_of_the_description_wants_a_token_where_it_says_so(daemon: TokenDaemon) -> None:
+    """Without one it is 401; a wrong one is the same, until its sender has guessed too often."""
+    described = httpx.get(f"{daemon.url}/openapi.json", headers={"Authorization": f"Bearer {daemon.token}"}).json()
+    asked = 0
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            if "401" not in operation.get("responses", {}):
+                continue
+            url = daemon.url + path.replace("{id}", "a" * 16)
+            assert httpx.request(method, url).status_code == 401, (method, path)
+            wrong = httpx.request(method, url, headers={"Authorization": "Bearer wrong"})
+            assert wrong.status_code == (401 if asked < 10 else 429), (method, path, asked)
+            asked += 1
+    assert asked > 20
