@@ -27,6 +27,7 @@ from tests.service.daemons import Daemon, eventually
 
 ABANDONED_S = 86_400.0
 """Incomplete files stay `writing` for the whole soak, on both sides of a comparison."""
+REST_S = 20.0
 DEADLINE_S = 120.0
 MOMENTS = 40
 SHOWN = 10
@@ -81,7 +82,7 @@ def _wait(daemon: Daemon) -> None:
 
     # What is verified is news, and holds descriptors; on a busy machine it goes on for long, and that is no difference.
     with contextlib.suppress(AssertionError):
-        eventually(has_read_all, "all is verified", deadline_s=DEADLINE_S, every_s=0.1)
+        eventually(has_read_all, "all is verified", deadline_s=REST_S, every_s=0.1)
 
 
 def fresh(root: Path) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -85,7 +86,7 @@ def test_schemathesis_finds_nothing(daemon: TokenDaemon, tmp_path: pathlib.Path)
     with listening(daemon):
         run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert run.returncode == 0, run.stdout[-20_000:] + run.stderr[-5_000:]
-    assert "No issues found" in run.stdout, run.stdout[-5_000:]
+    assert re.search(r"\b(\d+) generated, \1 passed", run.stdout), run.stdout[-5_000:]
     assert "error" not in {line.split()[0] for line in daemon.log().splitlines() if line}, daemon.log()
 
 
@@ -95,7 +96,7 @@ def test_every_route_of_the_description_wants_a_token_where_it_says_so(daemon: T
     asked = 0
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
-            if "401" not in operation.get("responses", {}):
+            if method == "parameters" or "401" not in operation["responses"]:
                 continue
             url = daemon.url + path.replace("{id}", "a" * 16)
             assert httpx.request(method, url).status_code == 401, (method, path)
