@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -79,6 +80,7 @@ def run(*, quick: bool, minutes: float, seed: int, directory: str | None) -> Non
     """Print a line a round while it lasts, and the verdict at the end."""
     minutes = min(minutes, 2) if quick else minutes
     with tempfile.TemporaryDirectory(prefix="ckptd-soak-", dir=directory) as name, _disk(Path(name)) as (place, disk):
+        os.environ["PYTHONFAULTHANDLER"] = "1"  # of the service, should it not end
         soak = _Soak(Path(name), place, disk, seed, QUICK if quick else Scale())
         rows = soak.run(minutes * 60)
     print_report(f"soak, {minutes:g} minutes, seed {seed}", rows)
@@ -148,6 +150,8 @@ class _Soak:
             exit_code, stopped_s = self._end()
         log = self._daemon.log()
         tracebacks = [line for line in log.splitlines() if "Traceback (most recent call last)" in line]
+        for line in tracebacks[:3]:
+            print(f"in the log: {line[:4000]}", file=sys.stderr)
         return self._verdict(readers, stalled, shadows, churn, exit_code, stopped_s, tracebacks)
 
     def _round(self, churn: Churn, shadows: list[Shadow], begun: float, *, restarting: bool) -> None:
@@ -186,7 +190,13 @@ class _Soak:
 
     def _end(self) -> tuple[int, float]:
         begin = time.monotonic()
-        return self._daemon.stop(), time.monotonic() - begin
+        try:
+            return self._daemon.stop(), time.monotonic() - begin
+        except subprocess.TimeoutExpired:  # what each thread is at goes to its log, by faulthandler
+            self._daemon.signal(signal.SIGABRT)
+            code = self._daemon.process.wait() if self._daemon.process is not None else -1
+            print(f"it did not end by SIGTERM:\n{self._daemon.log()[-8000:]}", file=sys.stderr)
+            return code, time.monotonic() - begin
 
     def _verdict(
         self,
