@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import sys
+import threading
+from collections.abc import Callable
 
 import anyio
 import anyio.abc
@@ -35,6 +37,9 @@ from .zygote_process import ZygoteProcess
 
 DRAIN_S = 4.0
 """How long a clean stop may take before what is left is cut off."""
+GIVE_UP_S = 12.0
+"""A thread that waits for a disk which does not answer can be neither ended nor waited for. Three clean stops long, and
+less than the 15 s after which the units have systemd kill the service."""
 OWN_DESCRIPTORS = 512
 """Kept for files: checkpoints that are read, directories that are swept, the state."""
 REPEATS_TOLD_S = 10.0
@@ -55,6 +60,8 @@ def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygotePro
     """
     _prepare_process()
     notifier = Notifier(os.environ)
+    stuck = threading.Timer(GIVE_UP_S, _give_up, [log])
+    stuck.daemon = True
     try:
         with patient_start(notifier), contextlib.closing(Service.open(settings, log, zygote)) as service:
             listeners = sockets.bind(settings, os.environ)
@@ -69,7 +76,7 @@ def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygotePro
                 monitor = service.metrics.loop
                 monitor.watch_collector()
                 anyio.run(
-                    functools.partial(_serve, service, access, listeners, notifier, log),
+                    functools.partial(_serve, service, access, listeners, notifier, stuck.start, log),
                     backend_options={"loop_factory": functools.partial(new_event_loop, monitor)},
                 )
             finally:
@@ -80,7 +87,17 @@ def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygotePro
     except (StateLocked, StateError, OSError) as error:
         log.error("cannot start", error=str(error))
         return 3
+    finally:
+        stuck.cancel()
     return 0
+
+
+def _give_up(log: structlog.stdlib.BoundLogger) -> None:
+    """Runs in a thread of its own, some time after the service was asked to end."""
+    log.error("the service does not end by itself: a disk does not answer", remedy="see the stacks that follow")
+    faulthandler.dump_traceback()
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGTERM)  # the state is a write-ahead log: what was told is on disk
 
 
 async def _serve(
@@ -88,6 +105,7 @@ async def _serve(
     access: AccessPolicy,
     listeners: sockets.Listeners,
     notifier: Notifier,
+    on_stopping: Callable[[], None],
     log: structlog.stdlib.BoundLogger,
 ) -> None:
     page = await anyio.to_thread.run_sync(page_for, service.settings, log)
@@ -110,6 +128,7 @@ async def _serve(
             tasks.start_soon(_tell_repeats)
             tasks.start_soon(_send_figures, service, log)
             await stop.wait()
+            on_stopping()
             notifier.stopping()
             if listeners.handed_over:
                 await server.take_no_more()

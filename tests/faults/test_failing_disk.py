@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import signal
 import time
 from collections.abc import Iterator
 
@@ -165,6 +166,25 @@ def test_a_disk_that_hangs_holds_up_neither_the_other_root_nor_the_list_and_noth
         become(daemon, dict.fromkeys((*paths, "a.ckpt", *(f"{n}.ckpt" for n in range(5))), "daemon"), "metadata_source")
         swept(daemon)
         assert_log_is_bounded(daemon)
+
+
+def test_a_stop_does_not_wait_for_a_disk_that_hangs(disk: FaultyDisk, tmp_path: pathlib.Path) -> None:
+    """It says why and where it stands, and gives up; the kernel lets go of it as soon as the disk allows."""
+    with Daemon(disk.path, tmp_path / "state", **QUICK) as daemon:
+        paths = filled_tree(disk.path)
+        become(daemon, dict.fromkeys(paths, "daemon"), "metadata_source")
+        with disk.hanging("getattr", "readdir", "open", "read", "fsync", "write"):
+            (disk.backing / paths[0]).unlink()
+            daemon.rebuild("full")
+            eventually(lambda: daemon.health()["pending"], "files are looked at")
+            daemon.signal(signal.SIGTERM)
+            eventually(lambda: "does not end by itself" in daemon.log(), "it gives up")
+            eventually(lambda: not daemon.is_up(), "nobody is answered")
+        assert daemon.process is not None
+        assert daemon.process.wait(60) == 128 + signal.SIGTERM
+        daemon.start()
+        become(daemon, dict.fromkeys(paths[1:], "valid"), "health", deadline_s=60)
+        assert_right_again(daemon, disk.path)
 
 
 def test_a_worker_whose_file_hangs_gives_it_up_and_others_are_read_meanwhile(
