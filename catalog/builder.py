@@ -33,7 +33,7 @@ from .entry import (
 from .experiment import Companions, DirectFiles, find_companions
 from .index import index_of, read_index, write_index
 from .links import Link, resolve_link
-from .opening import directory_identities, open_checkpoint, status_of_checkpoint
+from .opening import SCARCE, directory_identities, open_checkpoint, status_of_checkpoint
 from .roots import DEFAULT_SUFFIXES, Root, is_checkpoint_name, resolve_roots
 from .scan import scan_tree
 from .sidecar import render, sidecar_path, write_sidecar
@@ -251,6 +251,9 @@ class _Build:
             return None
         except (OSError, Unreadable) as error:
             reason = error.strerror if isinstance(error, OSError) else error.message
+            if error.errno in SCARCE:  # nothing was seen of the file, nor of what lies beside it
+                self.unreachable[shown_path(target.root.join(target.path))[0]] = reason or str(error)
+                return None
             return self._failed(target, finding("file.unreadable", f"the file cannot be read: {reason}"))
 
     @contextlib.contextmanager
@@ -404,10 +407,16 @@ class _Build:
 
 
 def _companions(base_fd: int, path: bytes) -> Companions:
-    """What lies around a checkpoint; nothing where that cannot be told: it must not hide the checkpoint."""
+    """What lies around a checkpoint; nothing where that cannot be told: it must not hide the checkpoint.
+
+    Raises:
+        OSError: no descriptor is free, or no memory: that says nothing of what lies there.
+    """
     try:
         return find_companions(DirectFiles(base_fd), path)
-    except OSError:
+    except OSError as error:
+        if error.errno in SCARCE:
+            raise
         return Companions()
 
 

@@ -128,9 +128,10 @@ def open_named(
         checkpoint, shards, parts = _open_named_itself(stack, absolute)
         beside = {}
         for name in (*found.sidecars, *found.records, *filter(None, [found.config])):
-            with contextlib.suppress(OSError):  # what cannot be opened counts as absent
-                beside[name] = open_beneath(root_fd, name)
-                stack.callback(os.close, beside[name])
+            fd = _open_companion(root_fd, name)
+            if fd is not None:
+                stack.callback(os.close, fd)
+                beside[name] = fd
         request = DescribeRequest(
             checkpoint_path=shown_path(absolute)[0],
             relative_path=relative_path,
