@@ -3,11 +3,11 @@
 import ipaddress
 import math
 import os
+import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import structlog
@@ -26,6 +26,10 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "localhost.localdomain"})
 _PUBLIC = frozenset({"/health", "/client.js", "/favicon.svg", "/sign-in.css"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+
+_JOINED = frozenset({b"cookie", b"host"})
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^][:;, ]+))(?::[0-9]*)?")
+"""A name or an address and a port (RFC 9110, 7.2)."""
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="ckptd"'}
 """Of every 401 (RFC 9110, 15.5.2)."""
@@ -313,12 +317,9 @@ class AccessPolicy:
     def _right_by_proof(self, tokens: Tokens, headers: dict[bytes, str]) -> Right:
         given = _bearer(headers)
         by_bearer = Right.NONE if given is None else tokens.right_of(given)
-        try:
-            cookies = SimpleCookie(headers.get(b"cookie", ""))
-        except CookieError:
-            return by_bearer
-        morsel = cookies.get(tokens.cookie_name)
-        return by_bearer if morsel is None else max(by_bearer, tokens.right_of_cookie(morsel.value))
+        # All of them: what another program on this host set under our name must not hide ours.
+        cookies = set(_cookies(headers.get(b"cookie", ""), tokens.cookie_name))
+        return max(by_bearer, *map(tokens.right_of_cookie, cookies), Right.NONE)
 
 
 def is_loopback(host: str) -> bool:
@@ -368,7 +369,24 @@ def _is_open(settings: Settings, roots: Iterable[Root], *, loopback: bool) -> bo
 
 
 def _headers(scope: Scope) -> dict[bytes, str]:
-    return {name: value.decode("latin-1") for name, value in scope["headers"]}
+    """The headers by name. Several cookies are one (RFC 9113, 8.2.3), and so are several hosts, which is no host."""
+    headers: dict[bytes, str] = {}
+    for name, value in scope["headers"]:
+        text = value.decode("latin-1")
+        headers[name] = f"{headers[name]}; {text}" if name in _JOINED and name in headers else text
+    return headers
+
+
+def _cookies(header: str, wanted: str) -> Iterator[str]:
+    """The values of a cookie's name.
+
+    By hand: `http.cookies` takes the square of the length (CVE-2024-7592), and drops all of them because of a single
+    one that is not as it thinks. Cookies are shared by all ports of a host, so some are not.
+    """
+    for cookie in header.split(";"):
+        name, _, value = cookie.partition("=")
+        if name.strip() == wanted:
+            yield value.strip()
 
 
 def _bearer(headers: dict[bytes, str]) -> str | None:
@@ -378,7 +396,6 @@ def _bearer(headers: dict[bytes, str]) -> str | None:
 
 
 def _host_name(given: str) -> str:
-    """The name in a `Host` header, without its port."""
-    if given.startswith("["):
-        return given[1:].partition("]")[0].lower()
-    return given.partition(":")[0].lower()
+    """The name in a `Host` header, without its port; empty where it is none."""
+    found = _HOST.fullmatch(given)
+    return "" if found is None else (found["address"] or found["name"] or "").lower()
