@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 import struct
 from collections.abc import Generator, Iterator
@@ -32,8 +33,11 @@ MAX_BODY_BYTES = 64 << 10
 """No route takes a body. A small one is read and dropped, as some clients always send one."""
 LINGER_S = 2.0
 """For a client that is refused to read why; until then what it sends is dropped, as a reset would lose the answer."""
-FIRST_REQUEST_S = 0.5
-"""How long a clean stop waits for the requests of clients that have just connected."""
+FIRST_REQUEST_S = 2.0
+"""How long from its beginning a clean stop waits for a connection's first request. With the socket units, those that
+say nothing stay with the kernel (DeferAcceptSec=): this is for Unix sockets, and where a part of a request has come."""
+TURNS_TO_BEGIN = 3
+"""Turns of the loop from accept() to `connection_made`: a task that asyncio makes, its step, and a callback of that."""
 _CREDENTIALS = struct.Struct("=iII")
 """struct ucred: process, user and group (unix(7))."""
 MAX_PIPELINED = 16
@@ -66,6 +70,11 @@ class Deadlines:
         self._due[connection] = loop.time() + self._timeout_s
         if self._timer is None:
             self._timer = loop.call_later(self._timeout_s, self._expire)
+
+    def age_s(self, connection: "LimitedProtocol") -> float:
+        """Seconds since its time began; infinite where it owes nothing."""
+        due = self._due.get(connection, -math.inf)
+        return asyncio.get_running_loop().time() - (due - self._timeout_s)
 
     def stop(self, connection: "LimitedProtocol") -> None:
         """It owes nothing any more."""
@@ -130,12 +139,17 @@ class HttpServer(uvicorn.Server):
 
         With sockets that systemd holds, whoever comes later waits in the kernel's queue for the next process.
         """
+        loop = asyncio.get_running_loop()
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            loop.remove_reader(listener)
+        # A server that is closed at once resets those that were accepted and have not begun: 73 in 40 restarts.
+        for _ in range(TURNS_TO_BEGIN):
+            await asyncio.sleep(0)
         for server in self.servers:
             server.close()
-        with anyio.move_on_after(FIRST_REQUEST_S):
-            # No event: nothing else ever waits for a first request, and each connection would have to carry one.
-            while any(connection.owes_first_request for connection in self._connections()):  # noqa: ASYNC110
-                await anyio.sleep(0.01)
+        # No event: nothing else ever waits for a first request, and each connection would have to carry one.
+        while any(connection.is_about_to_ask() for connection in self._connections()):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
 
     def _connections(self) -> Iterator["LimitedProtocol"]:
         return (connection for connection in self.server_state.connections if isinstance(connection, LimitedProtocol))
@@ -178,12 +192,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._cycles: list[RequestResponseCycle] = []
         """Requests without their whole answer; usually the one."""
 
-    @property
-    def owes_first_request(self) -> bool:
-        """Nothing was asked on it yet."""
-        if self._refused:
-            return False
-        return self.cycle is None  # None until then, whatever uvicorn's annotation says
+    def is_about_to_ask(self) -> bool:
+        """Nothing was asked on it yet, and it is so young that something may well be."""
+        has_asked = self._refused or self.cycle is not None  # None until then, whatever uvicorn's annotation says
+        return not has_asked and self._deadlines.age_s(self) < FIRST_REQUEST_S
 
     # ---- asyncio -------------------------------------------------------------------------------------------
 
