@@ -144,6 +144,7 @@ def connect(path: str) -> sqlite3.Connection:
         raise Unusable("it is no regular file")
     if not fresh and not os.path.getsize(path):
         raise Unusable("it is empty")
+    _make_private(path)
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     # A damaged row must decode to something that is then refused, not stop the reading of all others.
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
@@ -163,6 +164,20 @@ def connect(path: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _make_private(path: str) -> None:
+    """Close the file to others before anything is in it; SQLite gives what it puts beside it the same mode.
+
+    What is refused here SQLite is refused as well, and says so.
+    """
+    with contextlib.suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_mode & 0o077:
+                os.fchmod(fd, 0o600)
+        finally:
+            os.close(fd)
 
 
 def connect_reader(path: str) -> sqlite3.Connection:

@@ -6,6 +6,8 @@ import hmac
 import os
 import re
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterable
 
 import msgspec
@@ -112,11 +114,11 @@ def keep_token(path: str) -> str:
     """The token kept at `path`, mode 0600; generated if there is none.
 
     Raises:
-        AccessError: it can be neither read nor written.
+        AccessError: it can be neither read nor written, or somebody else may know it.
     """
     try:
         if os.path.lexists(path):
-            os.chmod(path, 0o600, follow_symlinks=False) if readable_by_others(path) else None
+            _make_private(path)
             return read_token(path)
         token = secrets.token_urlsafe(32)
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -132,6 +134,33 @@ def keep_token(path: str) -> str:
             f"state_dir: the token cannot be kept in {path} ({error.strerror}); make it writable"
         ) from error
     return token
+
+
+def _make_private(path: str) -> None:
+    """See that nobody else reads a token that is there, and that nobody else wrote it.
+
+    Raises:
+        AccessError: somebody did, or it is no file.
+        OSError: it cannot be asked.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise AccessError(f"{path} is no file, so it holds no token; remove it, or name another --state-dir")
+    if status.st_uid not in (0, os.geteuid()) and status.st_uid != _owner_of_ours(os.path.dirname(path)):
+        raise AccessError(
+            f"{path} belongs to user {status.st_uid}, who then knows the token; remove it if you trust what is in that "
+            "directory, else name another --state-dir"
+        )
+    if status.st_mode & 0o077:
+        if os.path.islink(path):
+            raise AccessError(f"{path} leads to a file that others may read; chmod 600 {os.path.realpath(path)}")
+        os.chmod(path, 0o600)
+
+
+def _owner_of_ours(directory: str) -> int:
+    """Who owns what we make in a directory: on some network filesystems another user than we are."""
+    with tempfile.TemporaryFile(dir=directory) as file:
+        return os.fstat(file.fileno()).st_uid
 
 
 def read_token(path: str) -> str:
