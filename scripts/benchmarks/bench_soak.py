@@ -2,7 +2,8 @@
 
 Writers, a person with links and rm, readers, readers that never read, live clients with a shadow of the catalog;
 beneath them restarts of every kind and faults. The service is restarted in the first half only, so that the growth of
-memory and descriptors over the second half is that of one process.
+memory and descriptors over the second half is that of one process. That half begins with more changes than the catalog
+remembers, so that what memory does from there on is no memory being filled.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # writers and shadow clients
 
 from report import Row, percentile, print_report
 from soak_checks import ABANDONED_S, Found, Usage, check, say_wrong, usage_of
-from soak_churn import Churn, fill
+from soak_churn import Churn, fill, pass_through
 from soak_faults import Faults
 from soak_readers import Readers, StalledReaders
 
@@ -55,10 +56,13 @@ class Scale(NamedTuple):
     """Of churn in every round without a fault."""
     rounds: int = 3
     """At least."""
+    passing: int = 10_500
+    """Checkpoints that come and go between the halves: more than the deletions that the catalog remembers (10,000), and
+    with them more changes than its log of the past holds (20,000). From then on memory must not grow with changes."""
 
 
-QUICK = Scale(base=100, probes=5, faults=1, calm_s=0.5)
-"""For a test: on busy cores a round of the other takes a minute."""
+QUICK = Scale(base=100, probes=5, faults=1, calm_s=0.5, passing=0)
+"""For a test: on busy cores a round of the other takes a minute. What is remembered is still filling up at its end."""
 
 
 class Line(NamedTuple):
@@ -132,7 +136,7 @@ class _Soak:
         self._faults = Faults(self._daemon, self._root, self._dice, disk=disk)
         self._lines: list[Line] = []
         self._lost = 0
-        self._first_of_half = 0
+        self._first_of_half: int | None = None
 
     def run(self, duration_s: float) -> list[Row]:
         begun = time.monotonic()
@@ -146,6 +150,8 @@ class _Soak:
             stalled = stack.enter_context(StalledReaders(self._port))
             while (passed_s := time.monotonic() - begun) < duration_s or len(self._lines) < self._scale.rounds:
                 restarting = passed_s < duration_s / 2 or not self._lines
+                if not restarting and self._first_of_half is None:
+                    self._begin_second_half()
                 self._round(churn, shadows, begun, restarting=restarting)
             exit_code, stopped_s = self._end()
         log = self._daemon.log()
@@ -154,11 +160,22 @@ class _Soak:
             print(f"in the log: {line[:4000]}", file=sys.stderr)
         return self._verdict(readers, stalled, shadows, churn, exit_code, stopped_s, tracebacks)
 
+    def _begin_second_half(self) -> None:
+        """Fill what the service remembers of the past."""
+        before = self._daemon.health()["revision"]
+        begin = time.monotonic()
+        pass_through(self._root / "passing", self._contents, self._daemon, self._scale.passing)
+        changes = self._daemon.health()["revision"] - before
+        print(
+            f"  {self._scale.passing:,} came and went in {time.monotonic() - begin:.0f} s: {changes:,} changes",
+            flush=True,
+        )
+        self._first_of_half = len(self._lines)
+
     def _round(self, churn: Churn, shadows: list[Shadow], begun: float, *, restarting: bool) -> None:
         churn.resume()
         if restarting:
             self._faults.restart()
-            self._first_of_half = len(self._lines) + 1
         for _ in range(self._scale.faults):
             self._faults.fault()
         time.sleep(self._scale.calm_s)  # not a wait for anything: so long it is used as it is most days
@@ -236,7 +253,7 @@ class _Soak:
 
     def _growth(self) -> list[Row]:
         """How memory and descriptors went over the second half, along a straight line through what was measured."""
-        lines = self._lines[self._first_of_half :]
+        lines = [] if self._first_of_half is None else self._lines[self._first_of_half :]
         if len(lines) < 2:
             return []
         minutes = [line.minute for line in lines]

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Self
 
 from tests.service.campaigns import Contents, Writers
+from tests.service.daemons import Daemon, eventually
 
 OWNED, SHARED = 2, 2
 """Writers with names of their own, whose history is known at every moment; writers that work on each other's."""
 OPERATIONS = 4
 """Of each writer, between two pauses."""
+WAVE = 500
+"""Checkpoints that are there at once while many pass through."""
 _NAMES = (b"a.ckpt", b"b b.ckpt", "größe.ckpt".encode(), b"\xff\xfe.ckpt", b"new\nline.ckpt", b'it\'s "x".ckpt')
 
 
@@ -137,3 +140,34 @@ def fill(base: Path, contents: Contents, count: int) -> None:
         if number % 100 == 0:
             directory.mkdir(parents=True)
         (directory / f"epoch={number % 100}.ckpt").write_bytes(data[number % 8])
+
+
+def pass_through(directory: Path, contents: Contents, daemon: Daemon, count: int) -> None:
+    """Save `count` checkpoints, each under a name of its own, and delete them again once they are listed."""
+    data = contents.data(0)
+    for begin in range(0, count, WAVE):
+        wave = directory / f"wave{begin // WAVE}"
+        wave.mkdir(parents=True)
+        names = [f"epoch={number}.ckpt" for number in range(min(WAVE, count - begin))]
+        for name in names:
+            (wave / name).write_bytes(data)
+        _await(daemon, f"{directory.name}/{wave.name}/", len(names))
+        _remove_tree(wave)
+        _await(daemon, f"{directory.name}/{wave.name}/", 0)
+
+
+def _await(daemon: Daemon, beneath: str, count: int) -> None:
+    def are_listed() -> bool:
+        return sum(path.startswith(beneath) for path in daemon.entries()) == count
+
+    eventually(are_listed, f"{count} checkpoints are listed in {beneath}", deadline_s=300, every_s=0.5)
+
+
+def _remove_tree(directory: Path) -> None:
+    """Sidecars may be written into it meanwhile."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    eventually(is_gone, f"{directory} is removed", deadline_s=60)
