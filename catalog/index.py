@@ -7,6 +7,7 @@ paths are relative to the directory that holds the index. It is a convenience: w
 import contextlib
 import errno
 import os
+import re
 import stat
 import time
 from collections.abc import Iterable
@@ -21,6 +22,11 @@ INDEX_NAME = b".checkpoint_index.json"
 VERSION = "2.0"
 MAX_BYTES = 256 << 20
 """Larger files are not read: 100,000 checkpoints take 20 MB."""
+MAX_EXPERIMENTS, MAX_FILES = 1_000_000, 5_000_000
+"""Indexes of more are not read: decoded, an empty experiment takes 30 times its bytes."""
+
+_TIME = re.compile(rb'^ "last_updated": "[^"\\]*",$', re.MULTILINE)
+_TIME_MAX_BYTES = 64
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -89,6 +95,8 @@ def read_index(root_fd: int) -> IndexRead:
         return IndexRead(None, "there is no index", is_there=False)
     except OSError as error:
         return IndexRead(None, f"the index cannot be read: {error.strerror}")
+    if data.count(b"{") > MAX_EXPERIMENTS or data.count(b'"') > 2 * MAX_FILES:
+        return IndexRead(None, f"the index has more experiments or files than {MAX_EXPERIMENTS} and {MAX_FILES}")
     try:
         index = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -113,12 +121,24 @@ def write_index(root_fd: int, index: Index, *, now: float | None = None) -> bool
     Raises:
         OSError: the system refused; nothing of ours is left behind.
     """
-    there = read_index(root_fd).index
-    if there is not None and (there.version, there.checkpoints) == (index.version, index.checkpoints):
-        return False
     index.last_updated = rfc3339(int((time.time() if now is None else now) * 1e9))
-    _replace(root_fd, msgspec.json.format(msgspec.json.encode(index), indent=1))
+    data = msgspec.json.format(msgspec.json.encode(index), indent=1)
+    if _says_the_same(root_fd, data):
+        return False
+    _replace(root_fd, data)
     return True
+
+
+def _says_the_same(root_fd: int, data: bytes) -> bool:
+    """Whether an index that was written before differs in its time alone.
+
+    It is compared, never decoded: anybody may have put it there, and it would take the daemon's memory.
+    """
+    try:
+        there = _read(root_fd, len(data) + _TIME_MAX_BYTES)
+    except OSError:
+        return False
+    return _TIME.sub(b"", there, count=1) == _TIME.sub(b"", data, count=1)
 
 
 def _major(version: str) -> int:
@@ -145,16 +165,16 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-def _read(root_fd: int) -> bytes:
+def _read(root_fd: int, max_bytes: int = MAX_BYTES) -> bytes:
     fd = os.open(INDEX_NAME, _READ, dir_fd=root_fd)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise OSError(errno.EFBIG, f"it is larger than {MAX_BYTES} bytes")
+        if status.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes")
         with open(fd, "rb", closefd=False) as file:
-            return file.read(MAX_BYTES + 1)
+            return file.read(status.st_size + 1)  # more than that would be reserved at once
     finally:
         os.close(fd)
 
