@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import enum
 import hashlib
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import msgspec
 from ckptd.validators.findings import Severity
 from ckptd.validators.inspection import FileIdentity, Format, Level, Safety
 
-from .description import Description, SidecarStatus
+from .description import Description, Metrics, SidecarStatus
 from .file_names import stem_of
 from .metric_names import value_of
 from .roots import Root
@@ -24,6 +25,11 @@ CheckpointId = NewType("CheckpointId", str)
 Revision = NewType("Revision", int)
 
 ID_BITS = 80
+
+MAX_TEXT, MAX_METRICS = 300, 1_000
+"""Characters of one text, and metrics, that an entry shows: it is in every list, in each snapshot and in memory, and
+strangers decide what stands in a sidecar. The detail shows all."""
+MAX_FINDINGS = 100
 
 
 class Health(enum.StrEnum):
@@ -227,7 +233,7 @@ def make_record(
     Size and time are those of `identities.file`. Metrics that are not finite are dropped: JSON has none.
     """
     metadata, inspection = description.metadata, description.inspection
-    metrics = {name: value for name, value in metadata.metrics.flat().items() if math.isfinite(value)}
+    exp_name, metrics = _short(metadata.exp_name), _shown_metrics(metadata.metrics)
     path, path_base64 = shown_path(relative_path)
     entry = CheckpointEntry(
         id=checkpoint_id(root.name, relative_path),
@@ -235,20 +241,20 @@ def make_record(
         path_base64=path_base64,
         root=shown_path(root.path)[0],
         checkpoint_path=shown_path(root.join(relative_path))[0],
-        display_name=_display_name(metadata.exp_name, relative_path),
-        exp_name=metadata.exp_name,
-        run_id=description.run_id,
-        architecture=metadata.model.architecture,
-        backbone=metadata.model.encoder.model_name,
+        display_name=_display_name(exp_name, relative_path),
+        exp_name=exp_name,
+        run_id=_short(description.run_id),
+        architecture=_short(metadata.model.architecture),
+        backbone=_short(metadata.model.encoder.model_name),
         epoch=metadata.training.epoch,
         global_step=metadata.training.global_step,
         metrics=metrics,
-        monitor=metadata.checkpointing.monitor,
-        monitor_mode=metadata.checkpointing.mode,
+        monitor=_short(metadata.checkpointing.monitor),
+        monitor_mode=_short(metadata.checkpointing.mode),
         monitor_value=value_of(metrics, metadata.checkpointing.monitor),
         size_bytes=identities.file.size,
         modified_at=rfc3339(identities.file.mtime_ns),
-        created_at=metadata.created_at,
+        created_at=_short(metadata.created_at),
         format=None if inspection.format is Format.UNKNOWN else inspection.format.value,
         n_parameters=inspection.n_parameters,
         weights_bytes=inspection.weights_bytes,
@@ -257,7 +263,7 @@ def make_record(
         health=health,
         verified=inspection.level,
         safety=inspection.safety,
-        findings=tuple(FindingRef(found.code, found.severity) for found in description.findings),
+        findings=tuple(FindingRef(found.code, found.severity) for found in description.findings[:MAX_FINDINGS]),
         has_metadata=metadata_source is not MetadataSource.NONE,
         metadata_source=metadata_source,
         has_config=description.config_path is not None,
@@ -293,6 +299,15 @@ def metadata_source(sidecar: SidecarStatus) -> MetadataSource:
     if sidecar is SidecarStatus.OURS:
         return MetadataSource.DAEMON
     return MetadataSource.SIDECAR if sidecar is SidecarStatus.FOREIGN else MetadataSource.NONE
+
+
+def _short(text: str | None) -> str | None:
+    return text if text is None or len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}\u2026"
+
+
+def _shown_metrics(metrics: Metrics) -> dict[str, float]:
+    shown = ((name, value) for name, value in metrics.flat().items() if len(name) <= MAX_TEXT and math.isfinite(value))
+    return dict(itertools.islice(shown, MAX_METRICS))
 
 
 def _display_name(exp_name: str | None, relative_path: bytes) -> str:

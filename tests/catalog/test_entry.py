@@ -113,3 +113,23 @@ def test_times_of_any_file_have_a_text(time_ns: int, digits: int, text: str | No
 
 def test_the_name_alone_is_shown_where_nobody_named_the_experiment(tmp_path: Path) -> None:
     assert entry(CheckpointMetadata()).display_name == "best"
+
+
+def test_a_stranger_decides_neither_the_length_of_a_list_nor_the_memory_of_a_catalog() -> None:
+    """An entry is in every list, in every snapshot and in memory: a sidecar of 1 MB made it one of 1 MB."""
+    long = "A" * 400_000
+    shown = entry(
+        CheckpointMetadata(
+            exp_name=long,
+            created_at=long,
+            model=Model(architecture=long, encoder=Encoder(model_name=long)),
+            metrics=Metrics(hmean=0.5, additional_metrics={f"m{n}": 1.0 for n in range(50_000)} | {long: 2.0}),
+            checkpointing=Checkpointing(monitor=long, mode=long),
+        )
+    )
+    assert len(msgspec.json.encode(shown)) < 40_000
+    assert shown.exp_name is not None
+    assert shown.exp_name.startswith("AAAA")
+    assert shown.exp_name.endswith("\u2026"), "what was cut off shows"
+    assert list(shown.metrics)[:3] == ["hmean", "m0", "m1"]
+    assert long not in shown.metrics
