@@ -212,7 +212,10 @@ class Writer:
         if self._owner:
             for name in [".metadata", *sorted(os.listdir(self._root / path))]:
                 (self._root / path / name).unlink(missing_ok=True)
-        self._fill(path, files)
+        try:
+            self._fill(path, files)
+        except OSError:  # no room: what is left of it may be no checkpoint
+            return {path: [PARTIAL, None]}
         self._directories[path] = number
         return {path: [PARTIAL, None, number]}
 

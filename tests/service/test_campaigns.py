@@ -1,12 +1,14 @@
 """The judges of the campaigns do find what is false: a lie of each kind is told to them."""
 
+import errno
 import pathlib
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
-from tests.service.campaign_writer import PARTIAL
+from tests.service.campaign_writer import PARTIAL, Writer
 from tests.service.campaigns import Contents, HealthSampler, History, Sample, Shadow, differences, facts_of
 from tests.service.daemons import Daemon
 
@@ -128,3 +130,26 @@ def test_news_of_what_never_was_is_found(daemon: Daemon, contents: Contents, unt
         shadow.take({"type": "delete", "checkpoints": [{"id": "id-a", "path": "a.ckpt"}]}, "x.2.0")
     with pytest.raises(AssertionError, match=r"a\.ckpt: told as"):
         shadow.check_truth(history, contents)
+
+
+def test_a_save_that_finds_no_room_tells_that_its_directory_was_no_checkpoint_for_a_while(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [{"0_0.distcp": b"shard", ".metadata": b"metadata"}]
+    writer = Writer(tmp_path, contents, tmp_path / "log", 1, "w0")
+
+    def run(operation: str) -> None:
+        monkeypatch.setattr(writer, "_operations", lambda: [(getattr(writer, operation), 1)])
+        writer.run_one()
+
+    run("_save_sharded")
+    (path,) = msgspec.json.decode((tmp_path / "log").read_bytes())["after"]
+
+    def find_no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(writer, "_fill", find_no_room)
+    run("_overwrite_sharded")
+    history = History(map(msgspec.json.decode, (tmp_path / "log").read_bytes().splitlines()))
+    assert history.was_deleted(path, time.time())
+    assert PARTIAL in history.ever(path, time.time())
