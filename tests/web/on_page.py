@@ -64,6 +64,11 @@ def expect_sorted(page: Page, title: str, direction: str) -> None:
     expect(page.get_by_role("columnheader", name=title)).to_have_attribute("aria-sort", direction)
 
 
+def ends_at(element: Locator) -> float:
+    """Where something ends, in pixels from the left edge of the window."""
+    return float(element.evaluate("(element) => element.getBoundingClientRect().right"))
+
+
 def query_of(page: Page) -> str:
     """What the address says behind the question mark."""
     return page.url.partition("?")[2]

@@ -8,8 +8,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.service.daemons import Daemon, eventually
-from tests.web.browser import Visitor
+from tests.web.browser import DEADLINE_MS, Visitor
 from tests.web.on_page import (
+    ends_at,
     expect_address,
     expect_count,
     expect_first,
@@ -223,6 +224,58 @@ def test_a_narrow_screen_shows_name_metric_and_health_without_scrolling_sideways
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+
+
+@pytest.mark.slow
+def test_name_metric_and_health_are_on_the_screen_however_wide_the_window(page: Page) -> None:
+    for width in (360, 640, 768, 1024, 1440):
+        page.set_viewport_size({"width": width, "height": 800})
+        for title in ("Checkpoint", "hmean", "Health"):
+            header = page.get_by_role("columnheader", name=title)
+            eventually(
+                lambda header=header, width=width: ends_at(header) <= width,  # type: ignore[misc]
+                f"{title} ends within {width} pixels",
+                deadline_s=DEADLINE_MS / 1e3,
+            )
+    page.set_viewport_size({"width": 1024, "height": 800})
+    page.get_by_role("button", name="view", exact=True).click()
+    expect(page.locator(".column-choice", has_text="Architecture")).to_contain_text("no room")
+    expect(page.locator(".column-choice", has_text="Epoch")).not_to_contain_text("no room")
+
+
+@pytest.mark.slow
+def test_a_menu_ends_within_the_window(page: Page) -> None:
+    for width in (360, 660, 768, 1440):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.get_by_role("button", name="filter", exact=True).click()
+        menu = page.get_by_role("dialog", name="filter")
+        expect(menu).to_be_visible()
+        assert ends_at(menu) <= width
+        assert menu.evaluate("(menu) => menu.getBoundingClientRect().left") >= 0
+        page.keyboard.press("Escape")
+
+
+@pytest.mark.slow
+def test_a_narrow_screen_shows_the_end_of_long_names_and_a_tap_or_enter_the_whole(
+    visitor: Visitor, daemon: Daemon
+) -> None:
+    page = visitor.open(daemon.url, viewport={"width": 360, "height": 640}, has_touch=True)
+    expect_live(page)
+    line = row(page, "exp_1/epoch=3")
+    end = line.get_by_text("=0.2600", exact=True)
+    expect(end).to_be_visible()
+    name = line.get_by_role("gridcell").nth(1)
+    assert ends_at(end) <= ends_at(name), "it is not cut off"
+    expect(name).to_contain_text("exp_1/")
+    line.tap()
+    heading = page.get_by_role("complementary", name="details").get_by_role("heading", level=2)
+    expect(heading).to_have_text("exp_1/epoch=3-step=400-val_loss=0.2600")
+    page.keyboard.press("Escape")
+    expect(heading).to_have_count(0)
+    expect(page.get_by_role("grid")).to_be_focused()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    expect(heading).to_have_text(page.locator(".row.open .strong").get_attribute("title") or "")
 
 
 @pytest.mark.slow

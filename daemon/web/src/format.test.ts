@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest'
 
 import {
-  cellText, formatAge, formatBytes, formatCount, formatMetric, formatMoment, quarterOf, secondsUntil, splitPath,
+  cellText, formatAge, formatBytes, formatCount, formatMetric, formatMoment, quarterOf, secondsUntil, splitName, splitPath,
 } from './format'
 
 test.each([
@@ -45,6 +45,21 @@ test.each(['', 'last.ckpt', 'a/b', '/a', 'lab/run/checkpoints', 'x'.repeat(200),
   'both pieces of %j are the whole path',
   (path) => expect(splitPath(path).join('')).toBe(path),
 )
+
+describe('a long name gives way in its middle', () => {
+  test.each([
+    ['epoch=28-step=23722-val_loss=0.12', '_loss=0.12'],
+    ['epoch-18_step-001957_hmean-0.8756', '-0.8756'],
+    ['textdet-dbnet-resnet18-icdar-v2', '-icdar-v2'],
+    ['a'.repeat(60), 'aaaaaaaaaa'],
+    ['ends-with-two-separators-10--', '-10--'],
+  ])('%s keeps %s', (name, end) => expect(splitName(name)).toEqual([name.slice(0, -end.length), end]))
+
+  test.each(['last', 'epoch=28-step=23722', '\u05d0'.repeat(40), 'e\u0301'.repeat(30), '\u{1f600}'.repeat(30)])(
+    '%s is one piece',
+    (name) => expect(splitName(name)).toEqual([name, '']),
+  )
+})
 
 test('progress is told at quarters', () => {
   expect([[0, 10], [2, 10], [3, 10], [5, 10], [9, 10], [10, 10], [12, 10], [0, 0]].map(([done, total]) => quarterOf(done ?? 0, total ?? 0)))

@@ -97,6 +97,25 @@ export function splitPath(path: string): readonly [head: string, tail: string] {
   return [path.slice(0, at), path.slice(at)]
 }
 
+/** Least length of what is split, and most of the piece that stays whole. */
+const SPLIT_NAME = 20
+const NAME_TAIL = 10
+
+/** Letters that are read from the right, marks, and halves of pairs: a piece of such text does not stand where it belongs. */
+const WHOLE_ONLY = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\p{M}]|[^\0-\uffff]/u
+
+/**
+ * A name in two pieces, of which the first gives way where there is no room: what differs within a run, the step, the
+ * score, stands at the end. `epoch=28-step=23722-val_loss=0.12` → `epoch=28-step=23722-val`, `_loss=0.12`. A name that
+ * is short, or whose pieces would not stand in their order, is the first piece alone.
+ */
+export function splitName(name: string): readonly [head: string, tail: string] {
+  if (name.length < SPLIT_NAME || WHOLE_ONLY.test(name)) return [name, '']
+  const end = name.slice(-NAME_TAIL)
+  const at = name.length - NAME_TAIL + Math.max(0, end.slice(0, -3).search(/[-_=./ ]/))
+  return [name.slice(0, at), name.slice(at)]
+}
+
 /** The number that a step of 25 % is announced for: 0, 25, 50, 75 or 100. */
 export function quarterOf(done: number, total: number): number {
   return total > 0 ? Math.min(100, Math.floor((4 * done) / total) * 25) : 0

@@ -4,7 +4,8 @@ import { useEffect, useRef, useState } from 'preact/hooks'
 
 import type { Feed } from '../feed'
 import { formatNumber } from '../format'
-import { useApp } from '../hooks'
+import { unfinished } from '../found'
+import { useApp, useObservable } from '../hooks'
 import { openHealth, setFilters, showTable, update } from '../state'
 import { store } from '../store'
 import { isFiltered } from '../store/filters'
@@ -28,6 +29,7 @@ export function Header({ feed, metric }: { feed: Feed; metric: string | null }) 
       {view === 'table' && <Search />}
       {view === 'table' && <FilterMenu />}
       {view === 'table' && <Count />}
+      {view === 'table' && <Unfinished />}
       <span class="spacer" />
       <Status feed={feed} />
       <button type="button" class="button plain" aria-label="Health" aria-current={view === 'health' ? 'page' : undefined}
@@ -79,6 +81,20 @@ function Count() {
   return (
     <span class="count numeric" title={filtered ? 'checkpoints that match, of all' : 'all checkpoints'}>
       {filtered ? `${formatNumber(length)} of ${formatNumber(total)}` : formatNumber(total)}
+    </span>
+  )
+}
+
+/** Whether the count is all there is to a search: what only configs say comes from the daemon, page by page. */
+function Unfinished() {
+  const state = useObservable(unfinished, (value) => value)
+  if (state === null) return null
+  if (state.status === 'failed') {
+    return <span class="count unfinished" title={visible(state.reason)}>configs were not searched</span>
+  }
+  return (
+    <span class="count numeric unfinished" title="what only configs say is found by the daemon">
+      and in configs: {formatNumber(state.done)} of {formatNumber(state.total)}…
     </span>
   )
 }

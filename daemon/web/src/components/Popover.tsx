@@ -1,7 +1,7 @@
 /** Popover: a button that opens a small panel; Esc, a click elsewhere or leaving by Tab closes it. */
 
 import type { ComponentChildren } from 'preact'
-import { useEffect, useId, useRef, useState } from 'preact/hooks'
+import { useEffect, useId, useLayoutEffect, useRef, useState } from 'preact/hooks'
 
 interface Props {
   /** What the button shows. */
@@ -37,6 +37,9 @@ export function Popover({ label, name, class: className = 'button', align = 'sta
       document.removeEventListener('focusin', closeOutside)
     }
   }, [isOpen])
+  useLayoutEffect(() => {
+    if (isOpen) keepOnScreen(root.current?.querySelector<HTMLElement>('.popover'))
+  }, [isOpen])
   const closeByKey = (event: KeyboardEvent): void => {
     if (event.key !== 'Escape' || !isOpen) return
     event.stopPropagation()
@@ -55,6 +58,18 @@ export function Popover({ label, name, class: className = 'button', align = 'sta
       )}
     </div>
   )
+}
+
+/** Pixels between a panel and the window's edge. */
+const MARGIN = 8
+
+/** Move a panel that would end beyond the window's edges, where nobody could scroll to it. */
+function keepOnScreen(panel: HTMLElement | null | undefined): void {
+  if (!panel) return
+  const { left, right } = panel.getBoundingClientRect()
+  const beyond = Math.max(0, right - (document.documentElement.clientWidth - MARGIN))
+  const shift = Math.min(beyond, left - MARGIN)
+  if (shift !== 0) panel.style.translate = `${-shift}px`
 }
 
 function firstControl(panel: Element | null | undefined): HTMLElement | null {

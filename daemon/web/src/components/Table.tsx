@@ -12,7 +12,7 @@ import { store } from '../store'
 import { startsDescending } from '../store/ordering'
 import { OVERSCAN, ratioOf, scrollTo, windowOf } from '../virtual'
 import { announce } from '../announce'
-import { type Column, shownColumns, tracksOf } from './columns'
+import { type Column, NARROW, shownColumns, sortingId, tracksOf } from './columns'
 import { HeaderRow } from './HeaderRow'
 import { NewRows } from './NewRows'
 import { Row } from './Row'
@@ -23,6 +23,9 @@ export interface TableHandle {
   readonly run: (command: TableCommand) => void
   readonly focus: () => void
 }
+
+/** Height of a row of two lines, in CSS pixels: where the table is narrow, a name has no room beside its experiment. */
+const NARROW_ROW = 48
 
 /** How far the table was scrolled when it was last on the screen. */
 let leftAt = 0
@@ -35,24 +38,28 @@ interface Props {
 
 export function Table({ metric, nowMs, handle }: Props) {
   const [, redraw] = useReducer((count: number) => count + 1, 0)
-  const [size, setSize] = useState({ width: 1024, height: 600 })
+  const [size, setSize] = useState({ width: innerWidth, height: innerHeight })
   const [scrollTop, setScrollTop] = useState(0)
   const [isFocused, setFocused] = useState(false)
   const [pointed, setPointed] = useState(-1)
+  const isNarrow = size.width < NARROW
   const [cursor, setCursor] = useState<Cursor>({ row: 0, column: 0 })
   const activeId = useRef<string | null>(null)
   const topId = useRef<string | null>(null)
   const scroller = useRef<HTMLDivElement>(null)
-  const rowHeight = useApp((state) => state.density)
+  const drawn = useRef({ rowHeight: 0, scrollTop: 0 })
+  const density = useApp((state) => state.density)
   const sort = useApp((state) => state.sort)
   const selected = useApp((state) => state.selected)
   const detailId = useApp((state) => state.detailId)
   const choices = useObservable(columnChoices, (value) => value)
   const isLive = useObservable(connection, ({ status }) => status !== 'loading')
   // The same list as long as it says the same: rows that get another one are drawn anew.
-  const columns = useMemo(() => shownColumns(choices, size.width), [choices, size.width])
+  const sortedId = sortingId(sort.by, metric)
+  const columns = useMemo(() => shownColumns(choices, size.width, sortedId), [choices, size.width, sortedId])
   const { tracks, least } = tracksOf(columns, size.width)
-  const viewport = Math.max(rowHeight, size.height - rowHeight)
+  const rowHeight = isNarrow ? NARROW_ROW : density
+  const viewport = Math.max(rowHeight, size.height - density)
   const count = store.length
   const { first, end, offset, height } = windowOf(scrollTop, viewport, count, rowHeight)
   topId.current = store.at(Math.round((scrollTop * ratioOf(viewport, count, rowHeight)) / rowHeight))?.id ?? null
@@ -65,6 +72,13 @@ export function Table({ metric, nowMs, handle }: Props) {
     element.scrollTop = leftAt // whoever comes back from another view finds the table as it was
     return () => observer.disconnect()
   }, [])
+
+  useLayoutEffect(() => {
+    const { rowHeight: before, scrollTop: top } = drawn.current
+    drawn.current = { rowHeight, scrollTop }
+    // Rows of another height: those that were on the screen stay there.
+    if (scroller.current && before && before !== rowHeight) scroller.current.scrollTop = (top * rowHeight) / before
+  }, [rowHeight, scrollTop])
 
   const isHeld = isLive && (scrollTop > 0 || isFocused)
   useEffect(() => {
@@ -82,11 +96,11 @@ export function Table({ metric, nowMs, handle }: Props) {
       store.onChange(({ isAsked }) => {
         const element = scroller.current
         if (element && isAsked) element.scrollTop = 0
-        else if (element && element.scrollTop > 0) keepInPlace(element, topId.current, rowHeight)
+        else if (element && element.scrollTop > 0) keepInPlace(element, topId.current, viewport, rowHeight)
         if (activeId.current !== null) followActive(activeId.current, setCursor)
         redraw(undefined)
       }),
-    [rowHeight],
+    [rowHeight, viewport],
   )
 
   const rows = Array.from({ length: end - first }, (_, at) => first + at)
@@ -123,7 +137,7 @@ export function Table({ metric, nowMs, handle }: Props) {
   }
 
   return (
-    <div class="table">
+    <div class={isNarrow ? 'table narrow' : 'table'}>
       <NewRows onShow={() => scroller.current && (scroller.current.scrollTop = 0)} />
       <div class="scroller" ref={scroller} role="grid" tabIndex={0} aria-label="checkpoints"
         aria-rowcount={count + 1} aria-colcount={columns.length + 1} aria-multiselectable="true"
@@ -167,10 +181,10 @@ function keepFocus(event: MouseEvent & { currentTarget: HTMLElement }): void {
 }
 
 /** Scroll along with the row that was at the top, when others came or went above it. */
-function keepInPlace(element: HTMLElement, id: string | null, rowHeight: number): void {
+function keepInPlace(element: HTMLElement, id: string | null, viewport: number, rowHeight: number): void {
   const index = id === null ? -1 : store.indexOf(id)
   if (index < 0) return
-  const ratio = ratioOf(element.clientHeight - rowHeight, store.length, rowHeight)
+  const ratio = ratioOf(viewport, store.length, rowHeight)
   const before = Math.round((element.scrollTop * ratio) / rowHeight)
   if (index !== before) element.scrollTop += ((index - before) * rowHeight) / ratio
 }

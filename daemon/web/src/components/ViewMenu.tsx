@@ -6,7 +6,7 @@ import { type Density, type Theme, update } from '../state'
 import { store } from '../store'
 import { startsDescending } from '../store/ordering'
 import { visible } from '../visible'
-import { orderedColumns } from './columns'
+import { orderedColumns, shownColumns, sortingId } from './columns'
 import { Icon } from './Icon'
 import { Popover } from './Popover'
 import { useStore } from './useStore'
@@ -101,7 +101,10 @@ function Appearance() {
 
 function ColumnList({ metric }: { metric: string | null }) {
   const choices = useObservable(columnChoices, (value) => value)
+  const sortedId = useApp(({ sort }) => sortingId(sort.by, metric))
   const columns = orderedColumns(choices)
+  // The table is as wide as the window.
+  const fitting = shownColumns(choices, document.documentElement.clientWidth, sortedId)
   const change = (edit: (list: { id: string; isShown: boolean }[]) => void): void => {
     const list = columns.map(({ column, isShown }) => ({ id: column.id, isShown }))
     edit(list)
@@ -120,6 +123,7 @@ function ColumnList({ metric }: { metric: string | null }) {
                 <input type="checkbox" checked={isShown || column.id === 'display_name'} disabled={column.id === 'display_name'}
                   onChange={() => change((list) => list.splice(at, 1, { id: column.id, isShown: !isShown }))} />
                 <span class="clip">{title}</span>
+                {isShown && !fitting.includes(column) && <span class="muted" title="the window is too narrow for it">no room</span>}
               </label>
               <button type="button" class="button plain icon" disabled={at === 0} aria-label={`move ${title} to the left`}
                 onClick={() => move(at, at - 1)}><Icon name="up" size={12} /></button>

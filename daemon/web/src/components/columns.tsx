@@ -2,14 +2,17 @@
 
 import type { ComponentChildren } from 'preact'
 
-import { cellText, formatAge, formatBytes, formatCount, formatMetric, formatMoment, splitPath, UNKNOWN } from '../format'
+import {
+  cellText, formatAge, formatBytes, formatCount, formatMetric, formatMoment, splitName, splitPath, UNKNOWN,
+} from '../format'
 import type { ColumnChoice } from '../prefs'
 import { openDetail } from '../state'
 import { lossOf } from '../store/ordering'
 import { metricOf } from '../store/search'
 import type { Entry } from '../wire'
 import { CopyButton } from './CopyButton'
-import { Icon, type IconName } from './Icon'
+import { Icon } from './Icon'
+import { HEALTH_LOOKS } from './looks'
 
 /** What cells need besides their entry. */
 export interface CellContext {
@@ -160,11 +163,34 @@ export function orderedColumns(choices: readonly ColumnChoice[]): readonly { col
   return [...chosen, ...rest.map((column) => ({ column, isShown: column.isShown }))]
 }
 
-/** The columns to draw in a table of some width. The name is always there. */
-export function shownColumns(choices: readonly ColumnChoice[], width: number): readonly Column[] {
-  return orderedColumns(choices)
-    .filter(({ column, isShown }) => (width < NARROW ? column.isShownNarrow : isShown || column.id === 'display_name'))
-    .map(({ column }) => column)
+/** What gives way to the others where there is no room for all, the first one first: the name says some of it. */
+const GIVES_WAY = ['architecture', 'size_bytes', 'loss', 'exp_name', 'epoch', 'modified_at'] as const
+
+/**
+ * The columns to draw in a table of some width. The name is always there. Where there is no room for all, some give
+ * way, the one that sorts (by its `sortedId`) last; if a reader has added any, all stay and the table scrolls sideways.
+ */
+export function shownColumns(
+  choices: readonly ColumnChoice[], width: number, sortedId: string | null = null,
+): readonly Column[] {
+  const ordered = orderedColumns(choices)
+  if (width < NARROW) return ordered.filter(({ column }) => column.isShownNarrow).map(({ column }) => column)
+  const chosen = ordered.filter(({ column, isShown }) => isShown || column.id === 'display_name').map(({ column }) => column)
+  if (chosen.some(({ isShown }) => !isShown)) return chosen
+  const leaving = GIVES_WAY.filter((id) => id !== sortedId)
+  return [...leaving, sortedId].reduce<readonly Column[]>(
+    (columns, id) => (tracksOf(columns, width).least <= width || !isLeaving(id) ? columns : columns.filter((column) => column.id !== id)),
+    chosen,
+  )
+}
+
+/** The column that sorts by this; null where none does. */
+export function sortingId(by: string, metric: string | null): string | null {
+  return COLUMNS.find((column) => column.sortBy({ metric }) === by)?.id ?? null
+}
+
+function isLeaving(id: string | null): boolean {
+  return (GIVES_WAY as readonly (string | null)[]).includes(id)
 }
 
 /** The columns as CSS grid tracks, and the least width of all together. */
@@ -182,7 +208,14 @@ export function tracksOf(columns: readonly Column[], width: number): { tracks: s
 function textCell(value: string | null) {
   if (value === null) return <span class="muted">{UNKNOWN}</span>
   const text = cellText(value)
-  return <span class="clip" title={text}>{text}</span>
+  return <span class="middle" title={text}>{inTheMiddle(text)}</span>
+}
+
+/** Text that gives way in its middle where there is no room: names of a family begin alike, their ends differ. */
+function inTheMiddle(text: string) {
+  const [head, tail] = splitName(text)
+  if (tail === '') return <span class="clip">{text}</span>
+  return <><span class="clip">{head}</span><span class="tail">{tail}</span></>
 }
 
 function metricCell(name: string | null, value: number | null) {
@@ -193,13 +226,14 @@ function metricCell(name: string | null, value: number | null) {
 /** What tells checkpoints apart stands first and gives way last; the experiment is here only without its own column. */
 function nameCell(entry: Entry, { hasExperiment, isPointed }: CellContext) {
   const slash = entry.display_name.indexOf('/', (entry.exp_name ?? '').length)
-  const [experiment, stem] = [entry.display_name.slice(0, slash), entry.display_name.slice(slash + 1)]
+  const [experiment, stem] = [entry.display_name.slice(0, Math.max(0, slash)), entry.display_name.slice(slash + 1)]
   const [head, tail] = splitPath(entry.path.slice(0, Math.max(0, entry.path.lastIndexOf('/'))))
+  const isNamed = !hasExperiment && experiment !== ''
   return (
-    <span class="name">
+    <span class={isNamed ? 'name with-experiment' : 'name'}>
       <span class="strong" title={cellText(entry.display_name)}>
-        {!hasExperiment && experiment !== '' && <span class="clip muted">{cellText(experiment)}/</span>}
-        <span class="clip">{cellText(stem)}</span>
+        {isNamed && <span class="middle muted">{inTheMiddle(`${cellText(experiment)}/`)}</span>}
+        <span class="middle">{inTheMiddle(cellText(stem))}</span>
       </span>
       <span class="folder muted" title={cellText(entry.checkpoint_path)}>
         <span class="clip">{cellText(head)}</span>
@@ -210,15 +244,8 @@ function nameCell(entry: Entry, { hasExperiment, isPointed }: CellContext) {
   )
 }
 
-const HEALTH_LOOKS: Record<Entry['health'], { icon: IconName; kind: string }> = {
-  valid: { icon: 'check', kind: 'ok' },
-  invalid: { icon: 'cross', kind: 'invalid' },
-  writing: { icon: 'pen', kind: 'neutral' },
-  offline: { icon: 'offline', kind: 'warn' },
-}
-
 function healthCell(entry: Entry) {
-  const { icon, kind } = HEALTH_LOOKS[entry.health]
+  const { icon, tone } = HEALTH_LOOKS[entry.health]
   const reasons = entry.findings.filter(({ severity }) => severity !== 'info').map(({ code }) => code)
   const warnings = entry.findings.filter(({ severity }) => severity === 'warning').length
   const title = [`${entry.health}, verified: ${entry.verified}, safety: ${entry.safety}`, ...reasons].join('\n')
@@ -228,7 +255,7 @@ function healthCell(entry: Entry) {
       openDetail(entry.id)
     }}>
       {entry.safety === 'unsafe' && <span class="badge invalid"><Icon name="warning" size={12} />unsafe</span>}
-      <span class={`badge ${kind}`}><Icon name={icon} size={12} />{entry.health}</span>
+      <span class={`badge ${tone}`}><Icon name={icon} size={12} />{entry.health}</span>
       {entry.safety !== 'unsafe' && entry.health === 'valid' && warnings > 0 && (
         <span class="badge warn"><Icon name="warning" size={12} />{warnings === 1 ? 'warning' : `${warnings} warnings`}</span>
       )}

@@ -8,6 +8,7 @@ import { ApiError, comparePath, EXPORTS, type ExportFormat, fetchComparison, fet
 import type { Attribute, Comparison } from '../answers'
 import { copyText } from '../components/CopyButton'
 import { Icon } from '../components/Icon'
+import { HEALTH_LOOKS } from '../components/looks'
 import { formatMetric, formatNumber } from '../format'
 import { useApp } from '../hooks'
 import { DIRECTION_WORDS } from '../metrics'
@@ -19,7 +20,7 @@ import { AddColumn } from './AddColumn'
 import { CompareCurves } from './CompareCurves'
 import { CompareTensors } from './CompareTensors'
 import { AGREEMENTS, cellText, moved, shortNames, type ShownSection, shownSections, weightsWords } from './comparing'
-import { Badge, Failure, HEALTH_LOOKS, Text, useRequest, useStoreChanges } from './parts'
+import { Badge, Failure, Text, useRequest, useStoreChanges } from './parts'
 
 const FEWEST = 2
 /** Rows of one section that are drawn before somebody asks for all. */

@@ -12,10 +12,11 @@ import { store } from '../store'
 import { clipped, visible } from '../visible'
 import type { Entry } from '../wire'
 import { Icon } from '../components/Icon'
+import { HEALTH_LOOKS } from '../components/looks'
 import { Loading } from './Loading'
 import { Metrics } from './Metrics'
 import { Overview } from './Overview'
-import { Badge, CopyButton, Failure, HEALTH_LOOKS, SAFETY_LOOKS, Section, useNow, useRequest, useRow } from './parts'
+import { Badge, CopyButton, Failure, SAFETY_LOOKS, Section, useNow, useRequest, useRow } from './parts'
 import { Settings } from './Settings'
 import { useResize } from './resize'
 import { Tensors } from './Tensors'
@@ -71,13 +72,17 @@ export function Detail({ id, onClose }: { id: string; onClose: () => void }): JS
   )
 }
 
+/** The end of a name is what tells it from others: an experiment's name and a file's, each up to 255 bytes, are whole. */
+const MAX_NAME = 600
+const MAX_PATH = 2_000
+
 function Heading(props: { entry: Entry | null; id: string; isGone: boolean; onClose: () => void }): JSX.Element {
   const { entry, id, isGone } = props
   return (
     <header class="detail-head">
       <div class="detail-title">
         <h2 tabIndex={-1}>
-          <bdi>{visible(clipped(entry?.display_name ?? id, 200))}</bdi>
+          <bdi>{visible(clipped(entry?.display_name ?? id, MAX_NAME))}</bdi>
         </h2>
         <button type="button" class="button plain icon" aria-label="close details" title="close (Esc)" onClick={props.onClose}>
           <Icon name="cross" />
@@ -87,7 +92,7 @@ function Heading(props: { entry: Entry | null; id: string; isGone: boolean; onCl
         <>
           <div class="detail-path">
             <code title={visible(entry.checkpoint_path)}>
-              <bdi>{visible(clipped(entry.path, 400))}</bdi>
+              <bdi>{visible(clipped(entry.path, MAX_PATH))}</bdi>
             </code>
             <CopyButton text={entry.checkpoint_path} what="path" />
           </div>

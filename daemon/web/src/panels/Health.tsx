@@ -10,11 +10,11 @@ import { showFiltered } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
 import { HEALTHS, type Health as CheckpointHealth, SAFETIES, type Severity } from '../wire'
+import { HEALTH_LOOKS } from '../components/looks'
 import { percent, preciseAge } from './figures'
 import {
   Badge,
   Failure,
-  HEALTH_LOOKS,
   SAFETY_LOOKS,
   Section,
   SEVERITY_LOOKS,
@@ -105,8 +105,8 @@ function Checkpoints({ health }: { health: CatalogHealth }): JSX.Element {
   const looks: Readonly<Record<CheckpointHealth, string>> = {
     valid: 'look-ok',
     invalid: 'look-invalid',
-    writing: 'look-warn',
-    offline: 'look-muted',
+    writing: 'look-muted',
+    offline: 'look-warn',
   }
   return (
     <Section title={`Checkpoints: ${formatNumber(health.checkpoint_count)}`}>

@@ -9,11 +9,11 @@ import { openDetail, showFiltered } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
 import type { Entry, Finding } from '../wire'
+import { HEALTH_LOOKS } from '../components/looks'
 import { Origin } from './Origin'
 import {
   Badge,
   CopyButton,
-  HEALTH_LOOKS,
   SAFETY_LOOKS,
   Section,
   SEVERITY_LOOKS,

@@ -8,8 +8,9 @@ import { openDetail } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
 import type { Entry } from '../wire'
+import { HEALTH_LOOKS } from '../components/looks'
 import { ofExperiment, ofRun } from './history'
-import { Badge, HEALTH_LOOKS, Section, useStoreChanges } from './parts'
+import { Badge, Section, useStoreChanges } from './parts'
 
 /** Neighbours that are shown at once. */
 const FEW_SIBLINGS = 12

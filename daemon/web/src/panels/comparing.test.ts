@@ -52,4 +52,6 @@ test('same is said only as surely as the checksums allow', () => {
   expect(weightsWords('same', counts, false)).toContain('recorded')
   expect(weightsWords('unknown', { ...counts, unknown: 3 }, true)).toContain('not all')
   expect(weightsWords('unknown', { ...counts, same: 0 }, true)).toContain('cannot')
+  // one of the two is still being written: nothing is known of its tensors
+  expect(weightsWords('unknown', { ...counts, same: 0, unknown: 9 }, true)).toBe('weights cannot be compared')
 })

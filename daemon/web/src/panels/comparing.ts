@@ -74,9 +74,7 @@ function attributeText(name: string, value: Plain): string {
 export function weightsWords(sameness: Sameness, counts: TensorCounts, isVerified: boolean): string {
   if (sameness === 'same') return isVerified ? 'same weights (checksums verified)' : 'same weights, by recorded checksums'
   if (sameness === 'different') return 'other weights'
-  return counts.unknown > 0 || counts.same > 0
-    ? 'nothing differs, but not all could be compared'
-    : 'weights cannot be compared'
+  return counts.same > 0 ? 'nothing differs, but not all could be compared' : 'weights cannot be compared'
 }
 
 /** `ids` with the one at `from` put before what is at `to`; positions beyond the ends do nothing. */

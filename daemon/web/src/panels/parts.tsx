@@ -6,24 +6,14 @@ import { useEffect, useRef, useState } from 'preact/hooks'
 import { announce } from '../announce'
 import { ApiError, isAbort } from '../api'
 import { copyText } from '../components/CopyButton'
-import { Icon, type IconName } from '../components/Icon'
+import { Icon } from '../components/Icon'
+import type { Look } from '../components/looks'
 import { useObservable } from '../hooks'
 import { connection } from '../state'
 import { store } from '../store'
 import { clipped, visible } from '../visible'
-import type { Entry, Health, Safety, Severity } from '../wire'
+import type { Entry, Safety, Severity } from '../wire'
 
-/** What an icon stands for is always said in a word beside it. */
-interface Look {
-  readonly icon: IconName
-  readonly tone: Tone
-}
-export const HEALTH_LOOKS: Readonly<Record<Health, Look>> = {
-  valid: { icon: 'check', tone: 'ok' },
-  invalid: { icon: 'cross', tone: 'invalid' },
-  writing: { icon: 'pen', tone: 'warn' },
-  offline: { icon: 'offline', tone: 'warn' },
-}
 export const SAFETY_LOOKS: Readonly<Record<Safety, Look>> = {
   safe: { icon: 'check', tone: 'ok' },
   unsafe: { icon: 'warning', tone: 'invalid' },
@@ -34,8 +24,6 @@ export const SEVERITY_LOOKS: Readonly<Record<Severity, Look>> = {
   warning: { icon: 'warning', tone: 'warn' },
   info: { icon: 'list', tone: 'neutral' },
 }
-
-export type Tone = 'ok' | 'warn' | 'invalid' | 'neutral'
 
 export function Badge(props: Look & { word: string }): JSX.Element {
   return (
