@@ -29,8 +29,21 @@ from .checkpoints import DETAIL_OF_DESCRIPTION, DETAIL_OF_INSPECTION
 from .compat import CompatEntry
 
 _T = TypeVar("_T")
+_MADE = ConfigDict(extra="forbid")
+"""Of models that are made from structs: their fields are described by then, and pydantic looks for docstrings of a class
+that has no source in each frame of the stack, which takes seconds where torch is imported."""
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-_TIMES = frozenset({"at", "started_at", "last_build_at", "complete_as_of", "sweep_started_at", "oldest_verified_at"})
+_TIMES = frozenset(
+    (
+        "at",
+        "started_at",
+        "last_build_at",
+        "last_partial_build_at",
+        "complete_as_of",
+        "sweep_started_at",
+        "oldest_verified_at",
+    )
+)
 """Fields of the service's status that are epoch seconds inside, and RFC 3339 on the wire."""
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 """RFC 3339, UTC."""
@@ -85,7 +98,7 @@ def members_of(struct: type[msgspec.Struct], *names: str, optional: bool = False
 
 
 def _model(name: str, doc: str | None, members: dict[str, Any]) -> type[pydantic.BaseModel]:
-    return pydantic.create_model(name, __config__=_STRICT, __doc__=_one_line(doc), __module__=__name__, **members)
+    return pydantic.create_model(name, __config__=_MADE, __doc__=_one_line(doc), __module__=__name__, **members)
 
 
 def _one_line(doc: str | None) -> str | None:
