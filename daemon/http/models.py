@@ -30,8 +30,8 @@ from .compat import CompatEntry
 
 _T = TypeVar("_T")
 _MADE = ConfigDict(extra="forbid")
-"""Of models that are made from structs: their fields are described by then, and pydantic looks for docstrings of a class
-that has no source in each frame of the stack, which takes seconds where torch is imported."""
+"""Of models that are made from structs: their fields are described by then, and pydantic looks for docstrings of a
+class that has no source in each frame of the stack, which takes a second where torch is imported."""
 _STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _TIMES = frozenset(
     (
