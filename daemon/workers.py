@@ -22,6 +22,7 @@ from ckptd.catalog.description import DescribeRequest, Description, OpenedFiles
 from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.inspection import TensorInfo
 
+from .answer_checks import check_can_be_told, check_size
 from .answers import (
     MAX_DESCRIPTORS,
     MAX_MESSAGE_BYTES,
@@ -459,8 +460,11 @@ class WorkerPool:
             raise work.outcome
         tensors: list[TensorInfo] = []
         try:
+            check_size(work.outcome)
             pieces = decode_answer(work.outcome)
             answer = next(pieces)
+            if isinstance(answer, Described):
+                check_can_be_told(answer.description)
             for part in pieces:
                 assert isinstance(part, tuple)
                 tensors.extend(part)
