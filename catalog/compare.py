@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ckptd.validators.inspection import Plain
+from ckptd.validators.text import counted
 
 from .compare_metrics import Direction, best_of, direction_of
 from .compare_tensors import TensorSection, TensorSelection, compare_tensors, is_same_file
@@ -103,7 +104,7 @@ def compare(sides: Sequence[Side], tensors: TensorSelection | None = None) -> Co
         ValueError: fewer than two or more than four were given.
     """
     if not FEWEST <= len(sides) <= MOST:
-        raise ValueError(f"{len(sides)} checkpoints cannot be compared; give {FEWEST} to {MOST}")
+        raise ValueError(f"{counted(len(sides), 'checkpoint')} cannot be compared; give {FEWEST} to {MOST}")
     descriptions = [side.description for side in sides]
     entries = [side.entry for side in sides]
     parts: dict[str, Any] = {

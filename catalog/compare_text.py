@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from ckptd.validators.inspection import Plain
+from ckptd.validators.text import counted
 
 from .compare import SECTIONS, Attribute, Comparison
 from .compare_tensors import TensorRow
@@ -127,7 +128,7 @@ def _omitted(comparison: Comparison, name: str) -> str:
         left = tensors.total - len(tensors.rows)
     else:
         left = getattr(comparison, name).omitted
-    return f"\n{left} further rows are not listed.\n" if left else ""
+    return f"\nNot listed: {counted(left, 'further row')}.\n" if left else ""
 
 
 def _csv_cell(text: str) -> str:

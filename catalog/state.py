@@ -17,6 +17,7 @@ import msgspec
 
 from ckptd.validators.garbage import no_garbage_collection
 from ckptd.validators.inspection import Level, TensorInfo
+from ckptd.validators.text import counted
 
 from . import state_rows as rows
 from . import state_tables as tables
@@ -127,9 +128,9 @@ class State:
         ended_well = meta.get("clean") == "1" or (self._boot_id != "" and meta.get("boot_id") == self._boot_id)
         kept = whole and ended_well and bool(meta.get("instance"))
         if not whole:
+            dropped = f"{counted(len(bad_records), 'entry', 'entries')} and {counted(len(bad_tombstones), 'deletion')}"
             self._note(
-                f"{self.path}: {len(bad_records)} entries and {len(bad_tombstones)} deletions could not be decoded "
-                "and are dropped; the files behind them are read again"
+                f"{self.path}: dropped {dropped} that could not be decoded; the files behind them are read again"
             )
             with contextlib.suppress(sqlite3.OperationalError), transaction(self._writer):
                 tables.drop(self._writer, bad_records, bad_tombstones)

@@ -14,6 +14,7 @@ import msgspec
 
 from ckptd.catalog.description import DescribeRequest, Description
 from ckptd.validators.inspection import TensorInfo
+from ckptd.validators.text import counted
 
 STANDBY = 4
 """Children that wait ahead of the work, at most; each holds a few megabytes of its own."""
@@ -236,7 +237,7 @@ def decode_answer(data: bytes) -> Iterator[Answer | tuple[TensorInfo, ...]]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadAnswer(f"{error}") from error
     if view:
-        raise BadAnswer(f"{len(view)} bytes follow the answer")
+        raise BadAnswer(f"the answer is followed by {counted(len(view), 'byte')}")
 
 
 def _piece(value: object) -> bytes:

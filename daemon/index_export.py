@@ -76,7 +76,12 @@ class IndexExport:
             finally:
                 os.close(root_fd)
         except OSError as error:
-            self._log.warning("the portable index was not written", root=root.name, error=error.strerror)
+            self._log.warning(
+                "the portable index was not written",
+                root=root.name,
+                error=error.strerror,
+                remedy="give the daemon write access there, or set export_index: off",
+            )
 
     def _follow(self, batch: Batch) -> None:
         for item in batch.items:

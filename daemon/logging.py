@@ -12,6 +12,8 @@ from typing import TextIO, cast
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from ckptd.validators.text import counted
+
 from .setting_types import LogFormat
 from .settings import Settings
 
@@ -151,7 +153,7 @@ def _is_each_worth_a_line(record: logging.LogRecord) -> bool:
 
 def _summary(key: Hashable, left_out: int) -> logging.LogRecord:
     name, level, message = cast("tuple[str, int, str]", key)
-    text = f"repeated {left_out:,} more times in {_WINDOW_S:.0f} s: {message}"
+    text = f"repeated {counted(left_out, 'more time')} in {_WINDOW_S:.0f} s: {message}"
     return logging.LogRecord(name, level, __file__, 0, text, None, None)
 
 

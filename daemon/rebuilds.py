@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import anyio.abc
 import anyio.lowlevel
@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from ckptd.catalog.store import Catalog
+from ckptd.validators.text import counted
 
 from .engine import Engine
 from .http.backend import RebuildMode
@@ -19,7 +20,7 @@ from .metrics import Metrics
 
 
 class Build(msgspec.Struct, frozen=True):
-    """The last time that the whole picture was made."""
+    """The last time that the whole picture was made, every root included."""
 
     seconds: float | None = None
     at: float | None = None
@@ -47,6 +48,8 @@ class Rebuilds:
         self._requested: dict[RebuildMode, str] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
         self.last = Build()
+        self.partial_at: float | None = None
+        """When the latest build ended, if it could not read every root; epoch seconds."""
 
     @contextlib.contextmanager
     def taken_up_in(self, tasks: anyio.abc.TaskGroup) -> Iterator[None]:
@@ -94,12 +97,17 @@ class Rebuilds:
         await self._engine.sweep(full=full)
         total = len(self._catalog)
         inspected = min(self._engine.counts.described - described, total)
-        seconds = time.perf_counter() - began_at
-        self.last = Build(seconds=seconds, at=time.time(), known=total - inspected, inspected=inspected)
-        self._tell(f"{total} entries ({self.last.known} known, {inspected} inspected) in {seconds:.2f} s")
-
-    def _tell(self, what: str) -> None:
+        build = Build(time.perf_counter() - began_at, time.time(), known=total - inspected, inspected=inspected)
         unswept = self._engine.unswept
+        if unswept:
+            self.partial_at = build.at
+        else:
+            self.last, self.partial_at = build, None
+        self._tell(build, total, unswept)
+
+    def _tell(self, build: Build, total: int, unswept: Mapping[str, str]) -> None:
+        entries = counted(total, "entry", "entries")
+        what = f"{entries} ({build.known} known, {build.inspected} inspected) in {build.seconds:.2f} s"
         if not unswept:
             self._log.info(f"catalog built: {what}")
             return

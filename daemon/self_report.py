@@ -77,6 +77,7 @@ class SelfReport:
             with_state_metadata=tally.with_state_metadata,
             last_build_s=build.seconds,
             last_build_at=build.at,
+            last_partial_build_at=self._rebuilds.partial_at,
             fast_path_count=build.known,
             slow_path_count=build.inspected,
             pending=engine.pending,

@@ -17,6 +17,7 @@ import structlog
 
 from ckptd.catalog.roots import RootError
 from ckptd.catalog.state import StateError, StateLocked
+from ckptd.validators.text import counted
 
 from . import sockets
 from .figures import Sources, send_figures
@@ -122,7 +123,7 @@ async def _serve(
         tasks.start_soon(server.serve, listeners.sockets)
         async with service.running():
             access.announce(listeners.url, log)
-            notifier.ready(f"serving {len(service.catalog)} checkpoints at {listeners.url}")
+            notifier.ready(f"serving {counted(len(service.catalog), 'checkpoint')} at {listeners.url}")
             tasks.start_soon(feed_watchdog, notifier)
             tasks.start_soon(tell_status, notifier, functools.partial(_status_line, service, listeners.url))
             tasks.start_soon(_tell_repeats)

@@ -88,8 +88,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     with_state_metadata: int = 0
     """Valid checkpoints whose metadata could only be kept in the state."""
     last_build_s: float | None = None
-    """How long the first full picture took after the start."""
+    """How long the last full picture took: at the start, or because somebody asked; None before the first."""
     last_build_at: float | None = None
+    """When that was. A build that could not read every root makes no full picture, and leaves this as it was."""
+    last_partial_build_at: float | None = None
+    """When the latest build ended, if it could not read every root; what was swept since shows in `complete_as_of`."""
     fast_path_count: int = 0
     """Entries of that build taken over without reading the checkpoint (state or sidecar)."""
     slow_path_count: int = 0

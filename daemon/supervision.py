@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import anyio
 
+from ckptd.validators.text import counted
+
 from .status import CatalogStatus, Status
 from .systemd import Notifier
 
@@ -80,7 +82,11 @@ async def tell_status(notifier: Notifier, line: Callable[[], str], *, every_s: f
 
 def status_line(status: Status, listeners: int, url: str) -> str:
     """What the service does, in one line, for `systemctl status`."""
-    parts = [f"{status.checkpoint_count:,} checkpoints at {url}", f"{listeners:,} listeners", status.state.value]
+    parts = [
+        f"{counted(status.checkpoint_count, 'checkpoint')} at {url}",
+        counted(listeners, "listener"),
+        status.state.value,
+    ]
     if status.state is not CatalogStatus.HEALTHY:
         more = len(status.reasons) - 1
         parts[-1] += f" ({status.reasons[0]}{f', and {more} more' if more else ''})"
@@ -92,7 +98,7 @@ def _work(status: Status) -> str | None:
     if status.pending:
         return f"looking at {status.pending:,} paths"
     sweeping = sum(root.sweep_started_at is not None for root in status.roots)
-    return f"sweeping {sweeping} of {len(status.roots)} roots" if sweeping else None
+    return f"sweeping {sweeping} of {counted(len(status.roots), 'root')}" if sweeping else None
 
 
 def _verifying(status: Status) -> str | None:

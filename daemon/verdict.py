@@ -2,6 +2,8 @@
 
 import msgspec
 
+from ckptd.validators.text import counted
+
 from .settings import Settings
 from .status import CatalogStatus, Status
 
@@ -52,8 +54,8 @@ def _lacking(status: Status, settings: Settings) -> list[str]:
     offline = status.by_health.get("offline", 0)
     if offline:
         reasons.append(
-            f"{offline} checkpoints are offline: their disk or directory cannot be read. If they are gone for good, "
-            "run `ckptd rebuild --mode full`"
+            f"{counted(offline, 'checkpoint')} {'is' if offline == 1 else 'are'} offline: the disk or directory "
+            "cannot be read. If it is gone for good, run `ckptd rebuild --mode full`"
         )
     coverage = status.metadata_coverage
     if coverage < settings.coverage_degraded and not status.writing_sidecars:

@@ -30,6 +30,7 @@ from .sharded.directories import format_of, inspect_members
 from .sharded.opened_parts import opened_parts
 from .storages import ArchiveStorages, RangeStorages, Storages
 from .tensors import make_table
+from .text import counted
 from .unpickle import InertPickle, load_inert, names_behind
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
@@ -323,7 +324,7 @@ def _judge_pickle(pickle: bytes, inert: InertPickle) -> tuple[safety.Judgement, 
     judgement = safety.judge(inert.globals, proved, lambda: weights_only.accepts(pickle, inert.tally), behind)
     if proved:
         return judgement, judgement.findings
-    message = f"{len(pickle) - inert.consumed:,} bytes follow the end of the pickle in data.pkl"
+    message = f"the pickle in data.pkl is followed by {counted(len(pickle) - inert.consumed, 'byte')}"
     return judgement, [*judgement.findings, finding("pickle.second_stream", message)]
 
 

@@ -15,6 +15,7 @@ from .formats.torch_zip import Archive
 from .inspection import Format, Inspection
 from .levels import Located
 from .plain import clip
+from .text import counted
 from .unpickle import InertPickle
 
 ReadPickle = Callable[[Archive, int], bytes]
@@ -72,7 +73,7 @@ def _streams(pickles: tuple[bytes, bytes], parsed: tuple[InertPickle, InertPickl
         if inert.failure is not None:
             found.append(finding(inert.failure.code, f"{inert.failure.message} (in {name})"))
         elif inert.consumed != len(pickle):
-            message = f"{len(pickle) - inert.consumed:,} bytes follow the end of the pickle in {name}"
+            message = f"the pickle in {name} is followed by {counted(len(pickle) - inert.consumed, 'byte')}"
             found.append(finding("pickle.second_stream", message))
     return found
 

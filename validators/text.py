@@ -1,4 +1,4 @@
-"""Text from hostile files made fit to be shown and encoded."""
+"""Text for people: from hostile files made fit to be shown and encoded, and numbers with their nouns."""
 
 ELLIPSIS = "…"
 """Stands for what was left out."""
@@ -19,3 +19,14 @@ def clean(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: `1 checkpoint`, `2 checkpoints`, `1,000 entries`.
+
+    Args:
+        number: how many.
+        noun: for one.
+        plural: for any other number; by default with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -12,6 +12,7 @@ import msgspec
 
 from ckptd.validators.inspection import FileIdentity
 from ckptd.validators.reader import identity_of
+from ckptd.validators.text import counted
 
 from .digesting import remembered_digest
 from .facts import Style, TrainingFacts, plain_number
@@ -102,7 +103,7 @@ class SidecarWriter:
             self._warn(
                 os.path.dirname(left[0]),
                 "slow",
-                f"{len(left)} metadata files are not written after {timeout_s:g} s, {left[0]} is one of them; "
+                f"{counted(len(left), 'metadata file')} not written after {timeout_s:g} s, such as {left[0]}; "
                 "ckptd describes what is missing",
             )
         return done

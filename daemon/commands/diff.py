@@ -12,6 +12,7 @@ from ckptd.catalog.compare_text import ATTRIBUTE_SECTIONS, Line, labels, lines, 
 from ckptd.catalog.description import Description
 from ckptd.catalog.entry import Identities, health_of, make_record, metadata_source
 from ckptd.validators.inspection import Level
+from ckptd.validators.text import counted
 
 from . import output
 from .connection import add_connection_arguments, connected
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare; 0 where nothing differs, like diff(1)."""
     given = options.checkpoints
     if not FEWEST <= len(given) <= MOST:
-        raise CommandError(f"{len(given)} checkpoints cannot be compared; name {FEWEST} to {MOST}", USAGE)
+        raise CommandError(f"{counted(len(given), 'checkpoint')} cannot be compared; name {FEWEST} to {MOST}", USAGE)
     if not 0 <= options.limit <= 10_000:
         raise CommandError(f"--limit {options.limit} cannot be used; use a number from 0 to 10000", USAGE)
     changes = frozenset(TensorChange) if options.all else _TELLING
@@ -107,7 +108,7 @@ def _local(options: argparse.Namespace, selection: TensorSelection) -> Compariso
 def _target(path: str, suffixes: Sequence[str]) -> Target:
     found = find_targets([path], suffixes)
     if len(found.found) != 1:
-        raise CommandError(f"{path!r} holds {len(found.found)} checkpoints; name one of them", USAGE)
+        raise CommandError(f"{path!r} holds {counted(len(found.found), 'checkpoint')}; name one of them", USAGE)
     return found.found[0]
 
 
@@ -146,7 +147,7 @@ def _print_text(comparison: Comparison, sections: Sequence[str], *, everything: 
             output.print_table((section.replace("_", "-"), "", *heads), rows)
             left = comparison.tensors.total - len(comparison.tensors.rows) if section == "tensors" else 0
             if left:
-                print(f"{left:,} more tensors; --limit lists more of them")
+                print(f"{counted(left, 'more tensor')}; --limit lists more of them")
 
 
 def _tells(line: Line) -> bool:
@@ -177,4 +178,4 @@ def _doubt(comparison: Comparison) -> str:
         if without
         else "they are parts of larger storages, or laid out differently"
     )
-    return f"nothing differs, but {count:,} tensors could not be compared: {why}"
+    return f"nothing differs, but {counted(count, 'tensor')} could not be compared: {why}"

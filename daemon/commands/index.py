@@ -22,6 +22,7 @@ from ckptd.catalog.index_differences import compare_indexes
 from ckptd.catalog.roots import Root
 from ckptd.catalog.scan import Found, Scan, scan_tree
 from ckptd.catalog.sidecar import clean_leftovers
+from ckptd.validators.text import counted
 
 from ..settings import Settings
 from . import output
@@ -206,7 +207,7 @@ def _verdict(differences: Sequence[Difference]) -> str:
         return "the index says what the tree says"
     counts = Counter(difference.kind for difference in differences)
     told = ", ".join(f"{counts[kind]} {kind}" for kind in ("missing", "extra", "changed") if counts[kind])
-    return f"{len(differences)} differences: {told}; `ckptd index rebuild` writes it anew"
+    return f"{counted(len(differences), 'difference')}: {told}; `ckptd index rebuild` writes it anew"
 
 
 def _differences(root: Root, scan: Scan, settings: Settings) -> Iterator[Difference]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptd.catalog.entry import CheckpointEntry, Health
+from ckptd.validators.text import counted
 
 from ..client import Change, ChangeKind, StreamState, StreamStatus
 from . import output
@@ -92,7 +93,7 @@ class LiveTable:
 
     def _summary(self) -> str:
         counts = ", ".join(f"{count:,} {health}" for health, count in sorted(self._health.items()) if count)
-        total = f"{len(self._entries):,} checkpoints" + (f": {counts}" if counts else "")
+        total = counted(len(self._entries), "checkpoint") + (f": {counts}" if counts else "")
         return f"{total}  |  {describe_status(self._status)}"
 
 

@@ -14,6 +14,7 @@ from ckptd.catalog.opening import status_of_checkpoint
 from ckptd.catalog.roots import open_beneath
 from ckptd.catalog.sidecar import place_sidecar, remove_sidecar, render, sidecar_path
 from ckptd.validators.findings import Severity
+from ckptd.validators.text import counted
 
 from .sidecar_results import Outcome, Result, State, state_of
 from .targets import Target
@@ -115,7 +116,7 @@ def in_short(changes: Sequence[tuple[bytes, FieldChange]]) -> str:
     named = [".".join(change.field) for _, change in changes if not change.missing]
     missing = sum(change.missing for _, change in changes)
     parts = [f"wrong: {', '.join(named)}"] if named else []
-    return "; ".join([*parts, f"{missing} keys of schema 1.0 missing"] if missing else parts)
+    return "; ".join([*parts, f"{counted(missing, 'key')} of schema 1.0 missing"] if missing else parts)
 
 
 def _write(job: Job, root_fd: int, directory_fd: int, path: bytes, checkpoint: os.stat_result) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ import msgspec
 from ckptd.catalog.description import FieldChange
 from ckptd.catalog.entry import shown_path
 from ckptd.validators.inspection import Plain
+from ckptd.validators.text import counted
 
 from . import output
 from .orphans import Orphan, OrphanOutcome
@@ -150,7 +151,7 @@ class Report:
     def _summary(self, targets: Targets, *, interrupted: bool) -> Iterator[str]:
         counts = Counter(result.outcome for result in self.results)
         outcomes = ", ".join(f"{n} {outcome}" for outcome, n in counts.items())
-        yield f"{len(self.results)} checkpoints: {outcomes or 'none'}"
+        yield f"{counted(len(self.results), 'checkpoint')}: {outcomes or 'none'}"
         if interrupted and len(self.results) < len(targets.found):
             left = len(targets.found) - len(self.results)
             yield f"ended early: {left:,} not looked at; the same command goes on from here"
@@ -202,9 +203,10 @@ class Report:
                 causes[result.detail].append(result)
         for reason, results in causes.items():
             places = sorted({os.path.dirname(result.target.absolute) for result in results})
-            more = f" and {len(places) - 1:,} more directories" if len(places) > 1 else ""
+            more = " and " + counted(len(places) - 1, "more directory", "more directories") if len(places) > 1 else ""
             where = f"{self._shown_path(places[0])}{more}"
-            yield f"ckptd: {len(results):,} sidecars not written: {reason}, in {where}; put that right and run it again"
+            refused = counted(len(results), "sidecar")
+            yield f"ckptd: {refused} not written: {reason}, in {where}; put that right and run it again"
 
 
 _BY = {"ckptd": "by ckptd", "training": "by a training", "person": "by a person"}

@@ -13,6 +13,7 @@ from ckptd.catalog.directories import list_beneath
 from ckptd.catalog.entry import shown_path
 from ckptd.validators.findings import Severity
 from ckptd.validators.inspection import Level
+from ckptd.validators.text import counted
 
 from ..settings import Settings
 from . import output
@@ -210,7 +211,7 @@ class _Report:
         less = sum(_is_valid(each) and not each.inspection.level.covers(self._level) for _, each in self._results)
         if less:
             parts.append(f"{less} could not be verified as far as {self._level}")
-        return f"{len(self._results)} checkpoints: {'; '.join(parts)}"
+        return f"{counted(len(self._results), 'checkpoint')}: {'; '.join(parts)}"
 
     def _row(self, target: Target, description: Description) -> tuple[object, ...]:
         inspection = description.inspection

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from ckptd.catalog.compare import FEWEST, MOST, Comparison, Side, compare
 from ckptd.catalog.compare_tensors import TensorChange, TensorSelection
 from ckptd.catalog.compare_text import to_csv, to_markdown
+from ckptd.validators.text import counted
 
 from .backend import Backend
 from .checkpoints import CheckpointRoutes
@@ -87,7 +88,9 @@ def parse_compare(parameters: QueryParams, accept: str) -> tuple[tuple[str, ...]
     if not FEWEST <= len(ids) <= MOST or len(set(ids)) < len(ids):
         raise ProblemError(
             400,
-            "an id is there twice" if FEWEST <= len(ids) <= MOST else f"{len(ids)} checkpoints cannot be compared",
+            "an id is there twice"
+            if FEWEST <= len(ids) <= MOST
+            else f"{counted(len(ids), 'checkpoint')} cannot be compared",
             remedy=f"give {FEWEST} to {MOST} different ids: ?id=…&id=…",
             field="id",
             value=", ".join(ids),

@@ -51,7 +51,7 @@ def health_of(status: Status) -> dict[str, Any]:
     shown["catalog_status"] = shown.pop("state")
     shown["metadata_coverage"] = round(status.metadata_coverage, 4)
     shown["last_build_time_seconds"] = shown["last_build_time"] = shown.pop("last_build_s")
-    for field in ("started_at", "complete_as_of", "last_build_at"):
+    for field in ("started_at", "complete_as_of", "last_build_at", "last_partial_build_at"):
         shown[field] = rfc3339(getattr(status, field))
     if status.verification is not None:
         shown["verification"]["oldest_verified_at"] = rfc3339(status.verification.oldest_verified_at)

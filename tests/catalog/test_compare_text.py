@@ -81,7 +81,7 @@ def test_markdown_has_a_table_for_each_section_and_says_what_is_left_out(tmp_pat
     assert "| name | status | a.ckpt | b.ckpt |" in shown
     for heading in ("# Comparison of 2", "## Identity", "## Training", "## Model", "## Tensors"):
         assert heading in shown
-    assert "2 further rows are not listed." in shown
+    assert "Not listed: 2 further rows." in shown
 
 
 def test_the_best_metric_is_bold(tmp_path: Path) -> None:

@@ -420,7 +420,7 @@ def test_rows_that_do_not_decode_are_dropped_and_the_rest_stays(tmp_path: Path) 
     with running(tmp_path) as run:
         assert run.paths() == {f"{n}.ckpt" for n in range(40)} - {"3.ckpt", "4.ckpt", "5.ckpt"}
         assert not run.loaded.instance_kept, "readers hold entries that nobody would ever delete for them"
-        assert any("3 entries and 0 deletions could not be decoded" in note for note in run.state.notes)
+        assert any("dropped 3 entries and 0 deletions that could not be decoded" in note for note in run.state.notes)
         assert run.state.description(id_at("6.ckpt")) is None
         assert run.state.description(id_at("3.ckpt")) is None
     with running(tmp_path) as run:

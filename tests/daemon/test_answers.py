@@ -136,5 +136,5 @@ def test_a_deeply_nested_answer_is_refused() -> None:
 
 
 def test_bytes_after_an_answer_are_refused() -> None:
-    with pytest.raises(BadAnswer, match="3 bytes follow"):
+    with pytest.raises(BadAnswer, match="followed by 3 bytes"):
         list(decode_answer(encode_answer(ChangedAnswer("a")) + b"abc"))

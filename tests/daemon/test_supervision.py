@@ -112,7 +112,7 @@ def test_the_status_line_says_how_much_is_served_where_and_what_is_being_done() 
     quiet = status_line(status(checkpoint_count=1234), 3, URL)
     assert quiet == f"1,234 checkpoints at {URL}; 3 listeners; healthy"
     roots = (RootStatus(path="/a", online=True, watching=True, sweep_started_at=1.0),)
-    assert status_line(status(roots=roots), 0, URL).endswith("; sweeping 1 of 1 roots")
+    assert status_line(status(roots=roots), 0, URL).endswith("; sweeping 1 of 1 root")
     assert status_line(status(roots=roots, pending=2000), 0, URL).endswith("; looking at 2,000 paths")
     verification = VerifierStatus(level="checksum", verifying="a/b.ckpt", queued=4)
     assert status_line(status(verification=verification), 0, URL).endswith("; verifying a/b.ckpt, 4 to go")

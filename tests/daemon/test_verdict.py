@@ -51,6 +51,7 @@ def test_a_service_without_trouble_is_healthy_and_gives_no_reasons() -> None:
         ({"last_build_s": 6.0}, "took 6.0 s, more than 5 s"),
         ({"state_durable": False}, "state cannot be written"),
         ({"by_health": {"offline": 3}}, "3 checkpoints are offline"),
+        ({"by_health": {"offline": 1}}, "1 checkpoint is offline"),
     ],
 )
 def test_each_trouble_degrades_and_is_named(fields: dict[str, object], reason: str) -> None:

@@ -56,7 +56,7 @@ def test_what_is_in_a_directory_that_may_not_be_listed_is_offline_and_its_sideca
         become(daemon, dict.fromkeys(("good.ckpt", "sub/a.ckpt"), "daemon"), "metadata_source")
         (outputs / "sub").chmod(0)
         become(daemon, {"good.ckpt": "valid", "sub/a.ckpt": "offline"}, "health")
-        has_reason(daemon, "1 checkpoints are offline")
+        has_reason(daemon, "1 checkpoint is offline")
         health = swept(daemon)
         assert "sub" in health["roots"][0]["last_error"]
         (outputs / "sub").chmod(0o755)
@@ -234,7 +234,7 @@ def test_a_nested_disk_that_is_unmounted_is_no_deletion_and_comes_back(
                 swept(daemon)
                 unmount(nested)
                 become(daemon, {"good.ckpt": "valid", "nested/a.ckpt": "offline"}, "health")
-                has_reason(daemon, "1 checkpoints are offline")
+                has_reason(daemon, "1 checkpoint is offline")
                 swept(daemon)
                 become(daemon, {"good.ckpt": "valid", "nested/a.ckpt": "offline"}, "health")
                 assert daemon.stop() == 0
@@ -271,7 +271,7 @@ def test_a_root_whose_disk_is_unmounted_keeps_its_list_and_nothing_is_written_wh
                 swept(daemon)
                 unmount(outputs)
                 become(daemon, {"a.ckpt": "offline"}, "health")
-                has_reason(daemon, "1 checkpoints are offline")
+                has_reason(daemon, "1 checkpoint is offline")
                 # the portable index is due five seconds after a change: two sweeps lie ten seconds apart
                 daemon.wait_complete(time.time() + 10)
                 assert os.listdir(outputs) == []

@@ -187,7 +187,7 @@ def test_diff_of_some_sections_judges_by_those_alone(daemon: Daemon) -> None:
 def test_what_cannot_be_compared_exits_1_and_is_said(daemon: Daemon) -> None:
     unsure = run(daemon, "diff", "--only", "tensors", "a.safetensors.ckpt", "b.safetensors.ckpt")
     assert unsure.returncode == 1
-    assert "1 tensors could not be compared: there are no checksums" in unsure.stderr
+    assert "1 tensor could not be compared: there are no checksums" in unsure.stderr
 
 
 @pytest.mark.parametrize("form", ["json", "csv", "markdown"])
@@ -231,7 +231,7 @@ def test_local_files_without_checksums_are_compared_by_their_digests_where_asked
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a"], "1 checkpoints cannot be compared"),
+        (["a"], "1 checkpoint cannot be compared"),
         (["a", "b", "c", "d", "e"], "5 checkpoints cannot be compared"),
         (["other.ckpt", "one/checkpoints/other.ckpt"], "are the same checkpoint"),
         (["--limit", "-1", "a", "b"], "--limit -1"),

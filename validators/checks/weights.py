@@ -18,6 +18,7 @@ from ..floats import KINDS, Kind
 from ..plain import clip
 from ..storages import Place, Storages
 from ..tensors import TensorTable
+from ..text import counted
 from .structure import limited
 
 _MAX_NAMED = 5
@@ -333,7 +334,7 @@ def _message(tensor: _Tensor, sharing: int) -> str:
         if count
     ]  # fmt: skip
     where = f", the first at index {list(_index(tensor, tensor.first))}" if tensor.shape else ""
-    number = "1 value" if tensor.n_bad == 1 else f"{tensor.n_bad:,} values"
+    number = counted(tensor.n_bad, "value")
     verb = "is" if tensor.n_bad == 1 else "are"
     return f"{number} of {what} {clip(tensor.name, 200)}{also} {verb} not finite ({' and '.join(kinds)}){where}"
 

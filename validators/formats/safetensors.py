@@ -17,6 +17,7 @@ from ..errors import Corrupt, Incomplete
 from ..plain import clip
 from ..standins import Storage, Tensor
 from ..tensors import MAX_BYTES, MAX_NAME, MAX_RANK, contiguous_stride
+from ..text import counted
 from .torch_zip import Source
 
 MAX_HEADER_BYTES = 100_000_000
@@ -99,7 +100,9 @@ def read_contents(source: Source) -> Contents:
     if source.size < end:
         raise Incomplete(f"{end - source.size:,} of {end:,} bytes are still missing")
     if source.size > end:
-        raise Corrupt("archive.trailing_data", f"{source.size - end:,} bytes follow the end of the last tensor")
+        raise Corrupt(
+            "archive.trailing_data", f"the end of the last tensor is followed by {counted(source.size - end, 'byte')}"
+        )
     return Contents(
         names=[entry.name for entry in entries],
         tensors=[_tensor(str(position), entry) for position, entry in enumerate(entries)],
@@ -197,7 +200,9 @@ def _covered(entries: list[_Entry]) -> int:
             raise Corrupt("archive.ambiguous", f"tensor {clip(entry.name)} overlaps the one before it")
         if entry.begin > position:
             hole = entry.begin - position
-            raise Corrupt("archive.malformed", f"{hole:,} bytes before tensor {clip(entry.name)} belong to nothing")
+            raise Corrupt(
+                "archive.malformed", f"before tensor {clip(entry.name)}, nothing accounts for {counted(hole, 'byte')}"
+            )
         position = entry.end
     return position
 

@@ -18,6 +18,7 @@ from ..plain import clip
 from ..standins import Storage
 from ..tally import Tally, note_strange
 from ..tensors import MAX_BYTES
+from ..text import counted
 from ..unpickle import LimitReached, load_stream
 from .torch_zip import Source
 
@@ -111,7 +112,10 @@ class _Parser:
         if size < position:
             raise Incomplete(f"{position - size:,} of {position:,} bytes are still missing")
         if size > position:
-            raise Corrupt("archive.trailing_data", f"{size - position:,} bytes follow the end of the last storage")
+            raise Corrupt(
+                "archive.trailing_data",
+                f"the end of the last storage is followed by {counted(size - position, 'byte')}",
+            )
         for key, (root, offset, view_bytes) in persistent.views.items():
             root_begin, root_bytes = ranges.get(root, (0, -1))
             if offset + view_bytes <= root_bytes:

@@ -15,6 +15,7 @@ import msgspec
 from ..errors import Corrupt, Incomplete
 from ..plain import clip
 from ..reader import FileReader
+from ..text import counted
 from . import zip_entries, zip_headers
 from .zip_entries import STORED as STORED
 
@@ -297,18 +298,23 @@ def _refuse_end(source: Source, directory: Directory, surplus: int, following: i
     from the inner archive's start, and nothing is wrong but that the bytes to come are missing.
     """
     if following < 0:
-        raise Incomplete(f"the archive's comment lacks {-following} bytes: it is still being written or was cut short")
+        raise Incomplete(
+            f"the archive's comment lacks {counted(-following, 'byte')}: it is still being written or was cut short"
+        )
     if surplus < 0:
         raise Corrupt(
             "archive.truncated",
             f"{-surplus} bytes are missing: by its end record, the directory reaches beyond that record itself",
         )
     if surplus == 0:
-        raise Corrupt("archive.trailing_data", f"{following} bytes follow the end of the archive")
+        raise Corrupt("archive.trailing_data", f"the end of the archive is followed by {counted(following, 'byte')}")
     if _is_end(source, surplus):
         raise Corrupt("archive.trailing_data", f"another archive follows the first one, which ends at byte {surplus}")
     if following == 0 and source.read(directory.offset, 4) == _CENTRAL_MARK:
-        raise Corrupt("archive.malformed", f"{surplus} bytes lie between the directory and the end record")
+        raise Corrupt(
+            "archive.malformed",
+            f"between the directory and the end record, nothing accounts for {counted(surplus, 'byte')}",
+        )
     raise Incomplete("the only end record belongs to an archive inside this one, which is still being written")
 
 

@@ -13,6 +13,7 @@ from operator import add, gt, sub
 from typing import TYPE_CHECKING
 
 from ..errors import Corrupt
+from ..text import counted
 from .rows import Rows
 from .zip_entries import FULL32, HAS_DESCRIPTOR, Entries, shown, zip64_field
 
@@ -49,7 +50,7 @@ def locate(source: "Source", entries: Entries, directory_offset: int) -> tuple[l
         entries = entries.ordered(order)
     headers = entries.headers
     if headers[0] != 0:
-        raise Corrupt("archive.ambiguous", f"{headers[0]} bytes lie before the first record")
+        raise Corrupt("archive.ambiguous", f"the first record is preceded by {counted(int(headers[0]), 'byte')}")
     named = list(map(add, headers, entries.name_sizes))
     if max(named) + _FIXED_BYTES > directory_offset:
         raise Corrupt("archive.malformed", "a record begins behind the directory")
@@ -186,7 +187,9 @@ def _check_gaps(source: "Source", entries: Entries, ends: list[int], directory_o
         # miniz writes no descriptor after an empty record; other writers leave out the signature.
         allowed = (12, 16, 20, 24) if entries.flags[index] & HAS_DESCRIPTOR else (0,)
         if gap not in allowed and (gap or entries.packed_sizes[index]):
-            raise Corrupt("archive.malformed", f"{gap} bytes after record {shown(name)} belong to nothing")
+            raise Corrupt(
+                "archive.malformed", f"after record {shown(name)}, nothing accounts for {counted(int(gap), 'byte')}"
+            )
         if gap:
             unusual.append(index)
     unsigned = [index for index in unusual if gaps[index] in (12, 20)]

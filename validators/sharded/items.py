@@ -14,6 +14,7 @@ from ..reader import FileReader
 from ..standins import Storage
 from ..storages import ArchiveStorages
 from ..tensors import TensorTable, contiguous_stride, make_table
+from ..text import counted
 from ..unpickle import InertPickle, load_inert, load_stream, names_behind
 from .item_storages import Piece
 from .ranges import RangeReader
@@ -100,7 +101,9 @@ def _whole(pickle: bytes, inert: InertPickle) -> ItemPickle:
     if inert.failure is not None or not behind:
         return ItemPickle(inert.value, inert.globals, inert.failure)
     names = (*inert.globals, *names_behind(pickle[inert.consumed :]))
-    return ItemPickle(None, names, Corrupt("pickle.second_stream", f"{behind:,} bytes follow the end of its pickle"))
+    return ItemPickle(
+        None, names, Corrupt("pickle.second_stream", f"its pickle is followed by {counted(behind, 'byte')}")
+    )
 
 
 class ChunkReader:

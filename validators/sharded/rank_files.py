@@ -14,6 +14,7 @@ from ..inspection import Inspection
 from ..plain import clip
 from ..standins import MetaTensor
 from ..tensors import TensorTable, contiguous_stride, make_table
+from ..text import counted
 from .members import Gathered, Members, archive_id, is_sound, listed
 from .union import Loaded, Nothing, Union, load_file
 
@@ -62,7 +63,7 @@ def add_rank_files(members: Members, union: Union, gathered: Gathered, *, with_w
     absent = deepspeed.missing_files(files, deepspeed.read_world(top))
     if absent:
         gathered.missing(
-            f"{len(absent):,} rank files are not there: {listed([members.prefix + name for name in absent])}"
+            f"{counted(len(absent), 'rank file')} not there: {listed([members.prefix + name for name in absent])}"
         )
     if with_weights:
         _add_weights(files, loaded, top, union)

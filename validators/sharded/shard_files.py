@@ -12,6 +12,7 @@ from ..formats import dcp
 from ..formats.sharded import FSDP_META
 from ..formats.torch_zip import Source
 from ..inspection import Inspection, Level
+from ..text import counted
 from ..unpickle import load_inert, names_behind
 from .extents import Items, read_items
 from .members import Gathered, Members, archive_id, listed
@@ -85,7 +86,7 @@ def _find_metadata(members: Members, gathered: Gathered) -> list[str]:
         gathered.missing(f"{members.prefix}{dcp.METADATA} is not there: it is written when all shards are")
     absent = dcp.missing_ranks(ranks, names)
     if ranks and absent:
-        gathered.missing(f"the metadata of {len(absent):,} ranks is not there: {listed(absent)}")
+        gathered.missing(f"the metadata of {counted(len(absent), 'rank')} is not there: {listed(absent)}")
     return ranks
 
 
@@ -102,7 +103,7 @@ def _read_metadata(members: Members, name: str, gathered: Gathered) -> dcp.Conte
     gathered.findings += judgement.findings
     if inert.failure is None and not proved:
         gathered.add(
-            "pickle.second_stream", f"{name}: {len(data) - inert.consumed:,} bytes follow the end of the pickle"
+            "pickle.second_stream", f"{name}: the pickle is followed by {counted(len(data) - inert.consumed, 'byte')}"
         )
     try:
         return dcp.read_contents(inert)
@@ -117,7 +118,7 @@ def _check_order(members: Members, contents: dcp.Contents, documents: list[str],
     newer = sorted(shard for shard in shards if members.parts[shard].identity.mtime_ns > written_ns)
     if newer:
         gathered.unsettle()
-        gathered.add("shards.order", f"{len(newer):,} shards are newer than the metadata: {listed(newer)}")
+        gathered.add("shards.order", f"newer than the metadata: {counted(len(newer), 'shard')}, {listed(newer)}")
 
 
 def _expect_meta(members: Members, contents: dcp.Contents, checkpoint_path: str, gathered: Gathered) -> None:

@@ -199,6 +199,7 @@ export interface CatalogHealth {
   readonly with_state_metadata: number
   readonly last_build_time: number | null
   readonly last_build_at: string | null
+  readonly last_partial_build_at: string | null
   readonly fast_path_count: number
   readonly slow_path_count: number
   readonly pending: number

@@ -255,7 +255,7 @@ function Build({ health, now }: { health: CatalogHealth; now: number }): JSX.Ele
   return (
     <Section title="Last full build">
       <dl class="facts">
-        <Figure name="took">{seconds === null ? 'it is under way' : `${seconds.toFixed(2)} s`}</Figure>
+        <Figure name="took">{seconds === null ? withoutBuild(health) : `${seconds.toFixed(2)} s`}</Figure>
         <Figure name="ended">
           {health.last_build_at === null ? '–' : (
             <span title={formatMoment(health.last_build_at)}>{formatAge(health.last_build_at, now)}</span>
@@ -326,4 +326,8 @@ function useTicks(): number {
     return () => clearInterval(timer)
   }, [])
   return ticks
+}
+
+function withoutBuild(health: CatalogHealth): string {
+  return health.last_partial_build_at === null ? 'it is under way' : 'none yet: not every root could be read'
 }
