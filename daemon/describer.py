@@ -17,6 +17,7 @@ from ckptd.validators.errors import Changed, Unreadable
 from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Seal
 
+from .answers import Death
 from .key import Key
 from .look import READ_ERROR, Opened, Sight, could_not_read
 from .lookout import Lookout, inode_at
@@ -35,6 +36,9 @@ DISK_ERRORS = frozenset(
 )
 UNSTEADY_LOOKS = 3
 """A directory whose files changed while they were read, so many times in a row, is being written."""
+
+MISTAKEN_ANSWERS = 3
+"""After so many answers in a row that are about another file, one is listed as a file that no answer can be had of."""
 
 CHANGED_RETRY_S = 0.02
 REFUSED_RETRY_S = 1.0
@@ -77,6 +81,7 @@ class Describer:
         self._directories = anyio.CapacityLimiter(DIRECTORIES_AT_ONCE)
         self._unsteady: collections.Counter[Key] = collections.Counter()
         self._refused: collections.Counter[Key] = collections.Counter()
+        self._mistaken: collections.Counter[Key] = collections.Counter()
         self.described = 0
         """Descriptions that were asked of workers and made, since the start."""
 
@@ -99,6 +104,7 @@ class Describer:
         """A look at this path ended: what fails from now on fails for the first time."""
         self._unsteady.pop(key, None)
         self._refused.pop(key, None)
+        self._mistaken.pop(key, None)
 
     async def _open_and_describe(self, key: Key, sight: Sight) -> tuple[Sight, Description | None]:
         """Describe what was seen; a directory is opened first, when descriptors are free for it."""
@@ -158,12 +164,18 @@ class Describer:
 
         A descriptor follows its file. Moved away after it was opened, and overwritten under its new name before it was
         read, the file says what this path never held.
+
+        Raises:
+            WorkerDied: that was so too often.
         """
         wanted, told = opened.identities.file, description.inspection.identity
         if told == wanted:
             return False
         if told.inode != wanted.inode:
             self._problem("an answer about another file was refused", key, f"inode {told.inode}, not {wanted.inode}")
+            self._mistaken[key] += 1
+            if self._mistaken[key] >= MISTAKEN_ANSWERS:
+                raise WorkerDied(Death.BAD_ANSWER, f"{self._mistaken[key]} answers in a row were about another file")
             return True
         return await anyio.to_thread.run_sync(inode_at, key) != told.inode
 
