@@ -1,7 +1,7 @@
 """Lookout: a handful of paths looked at in one thread, each with what was known of it before."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -10,7 +10,6 @@ from ckptd.catalog.entry import CheckpointId, Record, shown_path
 from ckptd.catalog.experiment import DirectFiles
 from ckptd.catalog.roots import Root
 from ckptd.catalog.verification import Verification
-from ckptd.validators.inspection import FileIdentity
 
 from .key import Key
 from .look import Sight, Viewer, unreachable
@@ -104,24 +103,6 @@ class Lookout:
             # The rim of one path, as in the pipeline: the others in the same thread must not go with it.
             self._log.exception("a look failed", path=shown_path(key.root.join(key.path))[0])
             return Sight(kind=LookKind.UNREACHABLE)
-
-
-Moved = Mapping[tuple[int, int, int], CheckpointId]
-"""(inode, size, mtime_ns) → the entry at which that file was seen."""
-
-
-def moved_to(keys: Sequence[Key], seen: Sequence[Seen]) -> Moved:
-    """Which file is where, of what was seen together: what vanished from one path may have come up at another.
-
-    The inode alone does not tell: the number of a file that was deleted is given to the next one that is made.
-    """
-    sights = zip(keys, (one.sight for one in seen), strict=True)
-    return {moving(sight.identities.file): key.id for key, sight in sights if sight.identities is not None}
-
-
-def moving(identity: FileIdentity) -> tuple[int, int, int]:
-    """What of a file stays the same when it is renamed (ctime does not)."""
-    return identity.inode, identity.size, identity.mtime_ns
 
 
 def inode_at(key: Key) -> int | None:

@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import anyio
 import anyio.abc
@@ -26,8 +26,10 @@ from .describer import Describer, LookAgain
 from .journal import Journal
 from .key import Key
 from .look import Sight, Viewer
-from .lookout import Lookout, Moved, Seen, Wanted, moved_to
+from .lookout import Lookout, Seen, Wanted
 from .metrics import Metrics
+from .mounts import is_beneath
+from .moves import Mark, Moves, mark_of_path
 from .publisher import Publisher
 from .settle import Look, LookKind, Phase, Settle, Verdict
 from .sidecars import SidecarWriter
@@ -92,7 +94,10 @@ class Pipeline:
         self._describer = Describer(
             catalog=catalog, pool=pool, lookout=self._lookout, on_problem=on_problem, metrics=metrics, log=log
         )
-        self._publisher = Publisher(catalog=catalog, journal=journal, sidecars=sidecars, recall=self._lookout.recall)
+        self._moves = Moves(catalog)
+        self._publisher = Publisher(
+            catalog=catalog, journal=journal, sidecars=sidecars, moves=self._moves, recall=self._lookout.recall
+        )
         self._aliases = Aliases(catalog, self._lookout.roots, self.hint)
 
     @property
@@ -126,6 +131,10 @@ class Pipeline:
             self._settle.hint(key, now)
         self._wake.set()
 
+    def sighted(self, sightings: Iterable[tuple[Mark, Key]]) -> None:
+        """Files were seen at these paths just now, and may have left others; to be told before `hint`."""
+        self._moves.seen((mark, key.id) for mark, key in sightings)
+
     def is_pending(self, key: Key) -> bool:
         """Whether a look at this path is due or under way, or its outcome not visible yet."""
         return key in self._settle or key in self._publisher.under_way
@@ -134,15 +143,23 @@ class Pipeline:
         """More is known of a file's bytes: the links to it are to show that as well."""
         self.hint(self._aliases.of(target), must_read=True)
 
-    def repeat_looks_under_way(self, root: Root) -> list[Key]:
+    def repeat_looks_under_way(self, root: Root, subtrees: Collection[bytes] = (b"",)) -> list[Key]:
         """Have every look under way in a root repeated, and return their keys. To be called when a sweep begins.
 
         A look counts as under way until its outcome is visible: the sweep compares the tree with what is published,
         and cannot see that an older outcome, published after the comparison, is out of date.
+
+        Args:
+            root: the tree.
+            subtrees: only looks at what lies in these directories.
         """
-        keys = dict.fromkeys(self._settle.hint_under_way(anyio.current_time()))
-        keys |= dict.fromkeys(self._publisher.under_way)
-        concerned = [key for key in keys if key.root == root]
+
+        def is_concerned(key: Key) -> bool:
+            return key.root == root and any(is_beneath(key.path, subtree) for subtree in subtrees)
+
+        keys = dict.fromkeys(self._settle.hint_under_way(anyio.current_time(), is_concerned))
+        keys |= dict.fromkeys(filter(is_concerned, self._publisher.under_way))
+        concerned = list(keys)
         self.hint(concerned)
         return concerned
 
@@ -182,18 +199,21 @@ class Pipeline:
         begun = [self._sweeps_begun(key.root) for key in keys]
         seen = await anyio.to_thread.run_sync(self._lookout.look_at, wanted)
         self._looks += len(keys)
-        moved = moved_to(keys, seen)
+        sights = zip(keys, (one.sight.identities for one in seen), strict=True)
+        self.sighted((mark_of_path(identities), key) for key, identities in sights if identities is not None)
         async with anyio.create_task_group() as group:
             for key, one, sweeps in zip(keys, seen, begun, strict=True):
-                group.start_soon(self._judge, key, one, moved, sweeps)
+                group.start_soon(self._judge, key, one, sweeps)
 
     def _must_read(self, key: Key) -> bool:
         return key in self._forced or self._settle.must_read(key)
 
-    async def _judge(self, key: Key, seen: Seen, moved: Moved, sweeps: int) -> None:
+    async def _judge(self, key: Key, seen: Seen, sweeps: int) -> None:
         try:
             sight, description = await self._describer.describe(key, seen.sight)
-            if await self._conclude(key, seen._replace(sight=sight), description, moved):
+            if sight.kind is LookKind.GONE:
+                await self._seek_elsewhere(key)
+            if await self._conclude(key, seen._replace(sight=sight), description):
                 self._on_looked(key, sweeps)
         except LookAgain as again:
             self._settle.abort(key, anyio.current_time(), retry_in_s=again.in_s)
@@ -210,7 +230,22 @@ class Pipeline:
             self._in_flight -= 1
             self._wake.set()
 
-    async def _conclude(self, key: Key, seen: Seen, description: Description | None, moved: Moved) -> bool:
+    async def _seek_elsewhere(self, key: Key) -> None:
+        """Give a file that left its place a moment to be seen at another one.
+
+        The look is still under way meanwhile, so that no other look at this path overtakes it, but holds up nobody's.
+        """
+        known = self._catalog.get(key.id)
+        if known is None:
+            return
+        self._in_flight -= 1
+        self._wake.set()
+        try:
+            await self._moves.seek(known.identities, key.id)
+        finally:
+            self._in_flight += 1
+
+    async def _conclude(self, key: Key, seen: Seen, description: Description | None) -> bool:
         """Publish what a look means; False if that is not clear yet, and another look will tell."""
         look = _as_look(seen.sight, description)
         verdict = self._settle.looked(key, look, anyio.current_time(), time.time_ns())
@@ -218,7 +253,7 @@ class Pipeline:
         match verdict:
             case Verdict.REMOVE:
                 self._forced.discard(key)
-                await self._publisher.remove(key, moved)
+                await self._publisher.remove(key)
             case Verdict.OFFLINE:
                 await self._publisher.offline(key)
             case Verdict.WRITING if not self._is_news(key):

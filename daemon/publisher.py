@@ -16,7 +16,8 @@ from ckptd.catalog.verification import Verification, apply
 from .journal import Journal
 from .key import Key
 from .look import Sight
-from .lookout import Moved, Seen, moving
+from .lookout import Seen
+from .moves import Moves
 from .settle import Verdict
 from .sidecars import SidecarWriter, keep_state_metadata
 
@@ -30,14 +31,17 @@ class Publisher:
         catalog: Catalog,
         journal: Journal,
         sidecars: SidecarWriter,
+        moves: Moves,
         recall: Callable[[Key, Sight, Record | None], Verification | None],
     ) -> None:
         """Args:
+        moves: where files that left their places were seen.
         recall: what is known of the bytes of a file that is described anew; called in a thread.
         """
         self._catalog = catalog
         self._journal = journal
         self._sidecars = sidecars
+        self._moves = moves
         self._recall = recall
         self._under_way: collections.Counter[Key] = collections.Counter()
         self.removed = 0
@@ -55,6 +59,7 @@ class Publisher:
             while True:
                 record = _record(key, sight, _with_verification(description, seen), verdict)
                 attempt = _Attempt(record, seen.known)
+                self._moves.publishing(key.id)
                 await self._journal.submit(Change(key.id, attempt.decide), description)
                 if not attempt.overtaken:
                     break
@@ -66,13 +71,8 @@ class Publisher:
         if verdict is Verdict.WHOLE:
             self._sidecars.consider(key.root, record, description.sidecar, outdated=description.outdated)
 
-    async def remove(self, key: Key, moved: Moved) -> None:
-        """Publish that nothing is at a path any more, and remove our sidecar of it.
-
-        Args:
-            key: the path.
-            moved: the entries at which files were seen at the same time.
-        """
+    async def remove(self, key: Key) -> None:
+        """Publish that nothing is at a path any more, and remove our sidecar of it."""
         gone: list[Record] = []
 
         def decide(current: Record | None) -> Removal | None:
@@ -80,7 +80,7 @@ class Publisher:
             if current is None:
                 return None
             gone.append(current)
-            moved_to = moved.get(moving(current.identities.file))
+            moved_to = self._moves.place_of(current.identities, key.id)
             return Removal(key.id, DeleteReason.REMOVED if moved_to is None else DeleteReason.MOVED, moved_to)
 
         await self._submit(key, Change(key.id, decide))

@@ -11,7 +11,7 @@ writer cannot be ruled out.
 import collections
 import enum
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -160,13 +160,13 @@ class Settle(Generic[Key]):
             return
         self._schedule(key, path, now)
 
-    def hint_under_way(self, now: float) -> list[Key]:
-        """Hint every path that is being looked at, and return them. To be called when a sweep begins.
+    def hint_under_way(self, now: float, is_concerned: Callable[[Key], bool] = lambda _: True) -> list[Key]:
+        """Hint every path that is being looked at and is concerned, and return them. To be called when a sweep begins.
 
         A sweep compares the tree with what is published. A look that began earlier publishes after that
         comparison what it saw before it, and nobody would notice.
         """
-        keys = list(self._looking)
+        keys = list(filter(is_concerned, self._looking))
         for key in keys:
             self.hint(key, now)
         return keys

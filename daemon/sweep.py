@@ -18,6 +18,7 @@ from ckptd.catalog.scan import Found, Scan, scan_tree
 from .completeness import Completeness, SweepSchedule, Ticket
 from .look import could_not_read
 from .mounts import Mount, MountTable, is_beneath, mount_holding, mount_of, mounts_beneath, mounts_of_root, read_mounts
+from .moves import KEPT, Mark, mark_of_path
 
 __all__ = [
     "Completeness",
@@ -64,6 +65,8 @@ class SweepReport(msgspec.Struct, frozen=True, kw_only=True):
     directories: int = 0
     suspects: tuple[bytes, ...] = ()
     """To be looked at: new, changed, not settled, or missing."""
+    sightings: Mapping[Mark, bytes] = {}
+    """Of the suspects, where files are that are new there: they may have left other places. At most `moves.KEPT`."""
     missing: tuple[bytes, ...] = ()
     """Published, but not found; those among them that are not known to be offline are suspects too."""
     unreachable: Mapping[bytes, str] = {}
@@ -125,11 +128,14 @@ def sweep_root(
     met = mounts_of_root(root.path, table)
     found: set[bytes] = set()
     suspects: list[bytes] = []
+    sightings: dict[Mark, bytes] = {}
 
     def compare(each: Found) -> None:  # as it is found: collected, they would take 90 MB for 100,000
         found.add(each.path)
         if not _is_as_published(known.find(root.name, each.path), each.identities):
             suspects.append(each.path)
+            if len(sightings) < KEPT:
+                sightings[mark_of_path(each.identities)] = each.path
 
     scan = scan_tree(
         root,
@@ -158,6 +164,7 @@ def sweep_root(
         checkpoints=len(found),
         directories=scan.directories,
         suspects=tuple(suspects),
+        sightings=sightings,
         missing=tuple(missing),
         unreachable={directory: str(why) for directory, why in scan.unreachable.items()},
         vanished_mounts=vanished,

@@ -23,6 +23,7 @@ from ckptd.validators.formats.sharded import DEPTH, is_member_name
 from .completeness import Completeness, SweepSchedule, Ticket
 from .key import Key
 from .mounts import MountTable
+from .moves import Mark
 from .pipeline import Pipeline
 from .setting_types import Sidecars
 from .settings import Settings
@@ -136,6 +137,7 @@ class Tree:
 
     def on_hints(self, hints: Hints) -> None:
         """Take up what the watcher says."""
+        self._sighted({mark: path for mark, path in hints.sightings.items() if self._is_named(path)})
         self._pipeline.hint(self._keys_of(hints.files))
         # A link to a directory may have any name.
         self._pipeline.hint(Key(self.root, path) for path in hints.links)
@@ -197,6 +199,7 @@ class Tree:
             suspects |= dict.fromkeys(self._catalog.paths(self.root.name))
         keys = [Key(self.root, path) for path in suspects]
         ticket.expects(keys)
+        self._sighted(report.sightings)
         self._pipeline.hint(keys, must_read=full)
         self._note(report)
         if report.ok:
@@ -329,19 +332,29 @@ class Tree:
             if b"" in subtrees:
                 self._request_sweep()
                 continue
-            suspects = await anyio.to_thread.run_sync(
+            # What a look under way has not published yet, the scan cannot miss.
+            self._pipeline.repeat_looks_under_way(self.root, subtrees)
+            reports = await anyio.to_thread.run_sync(
                 self._scan_in_thread, subtrees, limiter=self._scan_thread, abandon_on_cancel=True
             )
-            self._pipeline.hint(Key(self.root, path) for path in suspects)
+            for report in reports:  # all of them first: what left one of these directories may be in another
+                self._sighted(report.sightings)
+            self._pipeline.hint(Key(self.root, path) for report in reports for path in report.suspects)
 
-    def _scan_in_thread(self, subtrees: Iterable[bytes]) -> list[bytes]:
-        suspects: list[bytes] = []
+    def _scan_in_thread(self, subtrees: Iterable[bytes]) -> list[SweepReport]:
+        reports: list[SweepReport] = []
         for subtree in subtrees:
             # Most names that vanish were never directories: temporary files, and checkpoints, which are looked at.
             known = self._catalog.has_beneath(self.root.name, subtree)
             if known or os.path.isdir(self.root.join(subtree)):
-                suspects += self._sweep_in_thread(subtree).suspects
-        return suspects
+                reports.append(self._sweep_in_thread(subtree))
+        return reports
+
+    def _is_named(self, path: bytes) -> bool:
+        return is_checkpoint_name(os.path.basename(path), self._settings.suffixes)
+
+    def _sighted(self, sightings: Mapping[Mark, bytes]) -> None:
+        self._pipeline.sighted((mark, Key(self.root, path)) for mark, path in sightings.items())
 
     def _keys_of(self, paths: Iterable[bytes]) -> Iterator[Key]:
         """The checkpoints that changed files may concern."""

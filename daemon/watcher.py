@@ -10,7 +10,7 @@ import heapq
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import anyio
@@ -21,9 +21,11 @@ import structlog
 import watchfiles
 
 from ckptd.catalog.roots import Root
+from ckptd.validators.reader import identity_of
 
 from .inotify import why_no_watch
 from .mounts import Mount, is_beneath, mount_holding, mounts_beneath, read_mounts
+from .moves import Mark, mark_of
 
 TICK_S = 0.5
 """How often the root and its mounts are compared with what is watched."""
@@ -54,6 +56,8 @@ class Hints(msgspec.Struct, frozen=True, kw_only=True):
     """To be looked at: checkpoints, sidecars, configs, sentinels, anything."""
     links: frozenset[bytes] = frozenset()
     """Of the files, those that are links: they may lead to a directory that is a checkpoint."""
+    sightings: Mapping[Mark, bytes] = {}
+    """Of the files, where those are that appeared: they may have left other places."""
     directories: frozenset[bytes] = frozenset()
     """To be scanned with all that is beneath them; `b""` is the root."""
     everything: bool = False
@@ -86,6 +90,8 @@ class SortedChanges(msgspec.Struct, frozen=True):
     """Of the directories, those that appeared just now."""
     links: frozenset[bytes] = frozenset()
     """Of the files, those that are links."""
+    sightings: Mapping[Mark, bytes] = {}
+    """Of the files, those that appeared just now."""
 
 
 class _End(enum.Enum):
@@ -386,6 +392,7 @@ class _Watch:
                 root=self._root,
                 files=found.files,
                 links=found.links,
+                sightings=found.sightings,
                 directories=found.directories,
                 everything=large,
             )
@@ -407,22 +414,32 @@ def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -
     directories: set[bytes] = set()
     made: set[bytes] = set()
     links: set[bytes] = set()
+    sightings: dict[Mark, bytes] = {}
     places: dict[bytes, bytes] = {}
     for change, path in changes:
         absolute = _real_path(os.fsencode(path), prefix, places)
         if absolute != root.path and not absolute.startswith(prefix):
             continue
         relative = absolute[len(prefix) :]
-        mode = None if change is watchfiles.Change.deleted else _mode(absolute)
+        status = None if change is watchfiles.Change.deleted else _status(absolute)
+        mode = None if status is None else status.st_mode
         if mode is None or not stat.S_ISDIR(mode):
             files.add(relative)
             if mode is not None and stat.S_ISLNK(mode):
                 links.add(relative)
+            if status is not None and change is watchfiles.Change.added:
+                sightings[mark_of(identity_of(status))] = relative
         if mode is None or stat.S_ISDIR(mode):
             directories.add(relative)
         if mode is not None and stat.S_ISDIR(mode) and change is watchfiles.Change.added:
             made.add(relative)
-    return SortedChanges(frozenset(files - {b""}), outermost(directories), outermost(made), frozenset(links))
+    return SortedChanges(
+        files=frozenset(files - {b""}),
+        directories=outermost(directories),
+        made=outermost(made),
+        links=frozenset(links),
+        sightings=sightings,
+    )
 
 
 def _real_path(path: bytes, prefix: bytes, places: dict[bytes, bytes]) -> bytes:
@@ -443,9 +460,9 @@ def outermost(directories: Iterable[bytes]) -> frozenset[bytes]:
     return frozenset(kept)
 
 
-def _mode(path: bytes) -> int | None:
+def _status(path: bytes) -> os.stat_result | None:
     try:
-        return os.lstat(path).st_mode
+        return os.lstat(path)
     except OSError:
         return None
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from ckptd.catalog.store import Catalog, Change
 from ckptd.daemon.completeness import Completeness
 from ckptd.daemon.key import Key
 from ckptd.daemon.mounts import MountTable
+from ckptd.daemon.moves import Mark
 from ckptd.daemon.settings import Settings
 from ckptd.daemon.tree import Tree
 from ckptd.daemon.watcher import Hints
@@ -27,6 +28,17 @@ class Hinted:
 
     def __init__(self) -> None:
         self.paths: list[bytes] = []
+        self.repeated: list[bytes] = []
+        self.sightings: dict[Mark, bytes] = {}
+
+    def sighted(self, sightings: Iterable[tuple[Mark, Key]]) -> None:
+        """Take note."""
+        self.sightings |= {mark: key.path for mark, key in sightings}
+
+    def repeat_looks_under_way(self, root: Root, subtrees: Collection[bytes] = (b"",)) -> list[Key]:
+        """Take note."""
+        self.repeated += subtrees
+        return []
 
     def hint(self, keys: Iterable[Key], *, must_read: bool = False) -> None:
         """Take note."""
@@ -132,3 +144,11 @@ def test_a_directory_that_ceases_to_be_one_is_scanned(hinting: Hinting) -> None:
     hinting.publish("run/step-3", directory=False)
     hinting.drop("run/step-3")
     assert hinting.tree._subtrees == {b"run/step-1"}
+
+
+def test_only_what_is_listed_by_its_name_counts_as_a_place_to_move_to(tmp_path: pathlib.Path) -> None:
+    """`a.ckpt` renamed to `a.bak` is removed: nothing will ever be listed there."""
+    hinting = Hinting(tmp_path)
+    sightings = {(1, 2, 3): b"run/a.ckpt", (2, 2, 3): b"run/a.bak", (3, 2, 3): b"run/config.yaml"}
+    hinting.tree.on_hints(Hints(root=hinting.root, sightings=sightings))
+    assert hinting.pipeline.sightings == {(1, 2, 3): b"run/a.ckpt"}
