@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from .file_names import FileNameFacts, is_name_fragment, is_stage, parse_file_name, stem_of
-from .roots import DEFAULT_SUFFIXES, open_beneath
+from .roots import DEFAULT_SUFFIXES, has_link, open_beneath
 from .run_files import (
     DIRECTORY_CONFIGS,
     MLFLOW_ARTIFACTS,
@@ -80,14 +80,17 @@ class DirectFiles:
         self._root_fd = root_fd
 
     def status(self, relative_path: bytes) -> os.stat_result | None:
-        """As `Files.status`. A link counts as what it points to, if that is a file beneath the root."""
+        """As `Files.status`. A link counts as what it points to, if that is a file beneath the root.
+
+        And if the link's owner may read it, see `link_owners`.
+        """
         try:
             status = os.stat(relative_path or b".", dir_fd=self._root_fd, follow_symlinks=False)
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
             raise
-        return self._target(relative_path) if stat.S_ISLNK(status.st_mode) else status
+        return self._target(relative_path) if self._is_by_link(relative_path, status) else status
 
     def names(self, relative_directory: bytes) -> Sequence[bytes]:
         """As `Files.names`. A directory that is a link has none: it may lead out of the root."""
@@ -102,6 +105,11 @@ class DirectFiles:
             return [os.fsencode(name) for name in os.listdir(fd)]
         finally:
             os.close(fd)
+
+    def _is_by_link(self, relative_path: bytes, status: os.stat_result) -> bool:
+        if stat.S_ISLNK(status.st_mode):
+            return True
+        return stat.S_ISREG(status.st_mode) and has_link(self._root_fd, relative_path)
 
     def _target(self, relative_path: bytes) -> os.stat_result | None:
         try:

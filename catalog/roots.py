@@ -13,6 +13,8 @@ import msgspec
 from ckptd.validators.formats.sharded import LATEST, claim
 from ckptd.validators.inspection import Format
 
+from .link_owners import leads_its_owner
+
 DEFAULT_SUFFIXES = (".ckpt",)
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
@@ -94,8 +96,8 @@ def is_checkpoint_name(name: bytes, suffixes: Sequence[str] = DEFAULT_SUFFIXES) 
 def open_beneath(root_fd: int, relative_path: bytes, *, follow_links: bool = True) -> int:
     """Open a regular file for reading, never leaving the root and never waiting.
 
-    Links inside the root are followed as long as they stay inside; absolute links are refused (EXDEV).
-    FIFOs and devices open without blocking and are then refused.
+    Links inside the root are followed as long as they stay inside and their owner may read what they lead to; absolute
+    links are refused (EXDEV). FIFOs and devices open without blocking and are then refused.
 
     Args:
         root_fd: the open root (O_PATH will do).
@@ -106,16 +108,36 @@ def open_beneath(root_fd: int, relative_path: bytes, *, follow_links: bool = Tru
         A descriptor, close-on-exec; the caller closes it.
 
     Raises:
-        OSError: as open(2), EXDEV for a path that leaves the root, EINVAL for what is not a regular file.
+        OSError: as open(2), EXDEV for a path that leaves the root, EINVAL for what is not a regular file, EACCES for a
+            link of somebody who may not read its target.
     """
-    fd = _openat2(root_fd, relative_path, _OPEN_FLAGS, 0 if follow_links else _RESOLVE_NO_SYMLINKS)
+    followed = False
+    try:
+        fd = _openat2(root_fd, relative_path, _OPEN_FLAGS, _RESOLVE_NO_SYMLINKS)
+    except OSError as error:
+        if not follow_links or error.errno != errno.ELOOP:
+            raise
+        fd, followed = _openat2(root_fd, relative_path, _OPEN_FLAGS, 0), True
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(relative_path))
+        if followed and not leads_its_owner(root_fd, relative_path, fd):
+            raise PermissionError(
+                errno.EACCES, "the owner of the link may not read what it leads to", os.fsdecode(relative_path)
+            )
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def has_link(root_fd: int, relative_path: bytes) -> bool:
+    """Whether a path that exists is a link, or leads through one. Opens nothing for reading."""
+    try:
+        os.close(_openat2(root_fd, relative_path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, _RESOLVE_NO_SYMLINKS))
+    except OSError as error:
+        return error.errno in (errno.ELOOP, errno.ENOTDIR)  # the latter by the walk, where there is no openat2
+    return False
 
 
 def open_directory_beneath(root_fd: int, relative_path: bytes) -> int:
