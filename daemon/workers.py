@@ -318,7 +318,7 @@ class WorkerPool:
         count = max(1, min(BATCH_JOBS, len(self._queue) // self._workers))
         works = [self._queue.popleft()]
         size, descriptors = works[0].size_bytes, len(works[0].descriptors)
-        while self._queue and len(works) < count and not works[0].alone and not self._queue[0].alone:
+        while self._queue and len(works) < count and works[0].may_share_with(self._queue[0]):
             size += self._queue[0].size_bytes
             descriptors += len(self._queue[0].descriptors)
             if size > MAX_MESSAGE_BYTES // 2 or descriptors > MAX_DESCRIPTORS - 2:

@@ -3,9 +3,11 @@
 The zygote and the walls are the real ones. The file's first word names the forgery.
 """
 
+import contextlib
 import datetime as dt
 import os
 import pathlib
+import stat
 import struct
 import sys
 from typing import NoReturn
@@ -57,6 +59,8 @@ def run(request: DescribeRequest, files: OpenedFiles) -> Description:
     honest = Description(inspection=inspection, findings=(), metadata=CheckpointMetadata())
     if place == "raw":
         _say(files, _RAW[word](honest))
+    if place == "owners":
+        return msgspec.structs.replace(honest, config=_owners(files))
     value = (UNTOLD | TOLD)[word]
     inside = msgspec.structs.replace(inspection, hyper_parameters={"a": value})
     state = msgspec.structs.replace(inspection, callbacks=(CallbackState(key="a", kind="b", state={"a": value}),))
@@ -66,6 +70,17 @@ def run(request: DescribeRequest, files: OpenedFiles) -> Description:
         "hyper_parameters": msgspec.structs.replace(honest, inspection=inside),
         "callbacks": msgspec.structs.replace(honest, inspection=state),
     }[place]
+
+
+def _owners(files: OpenedFiles) -> list[int]:
+    """Whose files this child holds, its own and those of the jobs beside it."""
+    owners = []
+    for descriptor in range(3, files.checkpoint + 240):
+        with contextlib.suppress(OSError):
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink:  # not the memory file of the answers
+                owners.append(status.st_uid)
+    return owners
 
 
 def _piece(data: bytes) -> bytes:

@@ -1,7 +1,9 @@
 """Whoever takes a child over has its answer left: it costs the file its description, and the service nothing."""
 
+import os
 import pathlib
 
+import anyio
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from ckptd.daemon.answer_checks import COUNTED_FROM_BYTES, MAX_VALUES, check_siz
 from ckptd.daemon.answers import BadAnswer, Death
 from ckptd.daemon.workers import WorkerDied
 from tests.daemon.forged_answers import COMMAND, RAW, TOLD, UNTOLD
+from tests.daemon.worker_jobs import opened
 from tests.daemon.worker_pools import describe, make_pool
 
 PLACES = ("config", "user", "hyper_parameters", "callbacks")
@@ -39,6 +42,28 @@ async def test_an_answer_that_explodes_is_never_decoded(word: str, tmp_path: pat
             await describe(pool, tmp_path / "a.ckpt", f"raw {word}")
         assert died.value.how is Death.BAD_ANSWER
         assert await describe(pool, tmp_path / "b.ckpt", "config nothing"), "it goes on"
+
+
+@pytest.mark.anyio
+@pytest.mark.root
+async def test_no_child_holds_files_of_two_owners(tmp_path: pathlib.Path) -> None:
+    """One could read the other through it, and have it told beside itself. Files of one owner share a child."""
+    held: list[tuple[int, list[int]]] = []
+
+    async def one(number: int) -> None:
+        owner, path = 61_001 + number // 4 % 2, tmp_path / f"{number}.ckpt"
+        with opened(path, "owners x") as (request, files):
+            os.chown(files.checkpoint, owner, owner)
+            owners = (await pool.describe(request, files)).config
+            assert isinstance(owners, list)
+            held.append((owner, owners))
+
+    async with make_pool(workers=1, command=COMMAND) as pool, anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(one, number)
+    assert len(held) == 40
+    assert [owner for owner, owners in held if set(owners) != {owner}] == []
+    assert max(len(owners) for _, owners in held) > 1
 
 
 plain = st.recursive(
