@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 
-import { clipped, visible } from './visible'
+import { clipped, clippedName, visible } from './visible'
 
 test('characters that reorder or hide text are shown by their number', () => {
   expect(visible('a\u202egnp.exe')).toBe('a\\u202egnp.exe')
@@ -27,6 +27,21 @@ test('clipped text is no longer than allowed and never ends in half a character'
       expect(shown.length).toBeLessThanOrEqual(limit + 1)
       expect(visible(shown).includes('\\ud8')).toBe(visible(text).includes('\\ud8'))
       if (text.length <= limit) expect(shown).toBe(text)
+    }),
+  )
+})
+
+test('a long name keeps both its ends, and never half a character', () => {
+  const name = `experiment-${'x'.repeat(80)}/epoch=28-val_loss=0.12`
+  const shown = clippedName(name, 60)
+  expect(shown.length).toBeLessThanOrEqual(60)
+  expect(shown).toMatch(/^experiment-x+….*\/epoch=28-val_loss=0\.12$/)
+  expect(clippedName('short', 60)).toBe('short')
+  fc.assert(
+    fc.property(fc.string({ unit: 'grapheme', minLength: 12 }), (text) => {
+      const clip = clippedName(text, 11)
+      expect(clip.length).toBeLessThanOrEqual(11)
+      expect(() => encodeURIComponent(clip)).not.toThrow() // it does for half a pair
     }),
   )
 })

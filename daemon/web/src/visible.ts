@@ -25,3 +25,11 @@ export function clipped(text: string, limit: number): string {
   const end = /[\ud800-\udbff]/.test(text.charAt(limit - 1)) ? limit - 1 : limit
   return `${text.slice(0, end)}…`
 }
+
+/** `text` without its middle, where it is longer than `limit` characters: what tells names apart is at their ends. */
+export function clippedName(text: string, limit: number): string {
+  if (text.length <= limit) return text
+  const half = Math.floor((limit - 1) / 2)
+  const end = text.slice(-half)
+  return `${clipped(text, half)}${/^[\udc00-\udfff]/.test(end) ? end.slice(1) : end}`
+}

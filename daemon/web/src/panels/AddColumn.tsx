@@ -6,7 +6,7 @@ import { useId, useRef, useState } from 'preact/hooks'
 import { MAX_SELECTED, openCompare } from '../state'
 import { store } from '../store'
 import { parseSearch, searchText } from '../store/search'
-import { clipped, visible } from '../visible'
+import { clippedName, visible } from '../visible'
 import type { Entry } from '../wire'
 
 const OFFERED = 12
@@ -67,8 +67,8 @@ export function AddColumn({ ids }: { ids: readonly string[] }): JSX.Element | nu
             onMouseDown={(event) => event.preventDefault()}
             onClick={() => choose(entry)}
           >
-            <bdi>{visible(clipped(entry.display_name, 100))}</bdi>{' '}
-            <small class="muted">{visible(clipped(entry.run_id ?? entry.path, 100))}</small>
+            <bdi>{visible(clippedName(entry.display_name, 100))}</bdi>{' '}
+            <small class="muted">{visible(clippedName(entry.run_id ?? entry.path, 100))}</small>
           </div>
         ))}
       </div>

@@ -14,7 +14,7 @@ import { useApp } from '../hooks'
 import { DIRECTION_WORDS } from '../metrics'
 import { openCompare, openDetail, showTable, update } from '../state'
 import { store } from '../store'
-import { clipped, visible } from '../visible'
+import { clippedName, visible } from '../visible'
 import type { Entry } from '../wire'
 import { AddColumn } from './AddColumn'
 import { CompareCurves } from './CompareCurves'
@@ -115,7 +115,7 @@ function Verdict({ comparison }: { comparison: Comparison }): JSX.Element {
               <span class={`mark ${sameness}`} aria-hidden="true">
                 {sameness === 'same' ? '=' : sameness === 'different' ? '≠' : '?'}
               </span>{' '}
-              <bdi>{visible(clipped(names[at + 1] ?? '', 80))}</bdi> against <bdi>{visible(clipped(names[0] ?? '', 80))}</bdi>:{' '}
+              <bdi>{visible(clippedName(names[at + 1] ?? '', 80))}</bdi> against <bdi>{visible(clippedName(names[0] ?? '', 80))}</bdi>:{' '}
               <strong>{weightsWords(sameness, counts, isVerified)}</strong>
             </li>
           )
@@ -162,7 +162,7 @@ function Table({ comparison, differencesOnly }: { comparison: Comparison; differ
 
 function Column(props: { entry: Entry; name: string; at: number; ids: readonly string[] }): JSX.Element {
   const { entry, name, at, ids } = props
-  const shown = visible(clipped(name, 120))
+  const shown = visible(clippedName(name, 100))
   const move = (to: number): void => {
     openCompare(moved(ids, at, to))
     announce(`column ${to + 1} of ${ids.length}`)

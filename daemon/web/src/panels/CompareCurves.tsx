@@ -5,7 +5,7 @@ import { useMemo, useState } from 'preact/hooks'
 
 import { openDetail } from '../state'
 import { store } from '../store'
-import { clipped, visible } from '../visible'
+import { clippedName, visible } from '../visible'
 import type { Entry } from '../wire'
 import { shortNames } from './comparing'
 import { Curves } from './Curves'
@@ -36,7 +36,7 @@ export function CompareCurves({ entries }: { entries: readonly Entry[] }): JSX.E
           <select class="input" value={metric} onChange={(event) => setChosen(event.currentTarget.value)}>
             {names.slice(0, 200).map((name) => (
               <option key={name} value={name}>
-                {visible(clipped(name, 80))}
+                {visible(clippedName(name, 80))}
               </option>
             ))}
           </select>

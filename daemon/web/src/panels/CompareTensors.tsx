@@ -6,7 +6,7 @@ import { useMemo, useState } from 'preact/hooks'
 import { fetchComparison } from '../api'
 import { type Comparison, TENSOR_CHANGES, type TensorChange, type TensorRow } from '../answers'
 import { formatNumber } from '../format'
-import { clipped, visible } from '../visible'
+import { clippedName, visible } from '../visible'
 import { CHANGES, shortNames } from './comparing'
 import { Failure, Section, Text, useRequest } from './parts'
 import { type ListRow, TreeList } from './TreeList'
@@ -55,7 +55,7 @@ export function CompareTensors({ ids, comparison, version }: Props): JSX.Element
             {names.map((name, at) => (
               <tr key={ids[at]}>
                 <th scope="row">
-                  <bdi>{visible(clipped(name, 60))}</bdi>
+                  <bdi>{visible(clippedName(name, 80))}</bdi>
                 </th>
                 <td class="numeric">{tensors.known[at] ? formatNumber(tensors.totals[at] ?? 0) : 'not known'}</td>
                 {TENSOR_CHANGES.map((change) => {
@@ -166,7 +166,7 @@ function List(props: {
             <div class="compare-tensor-row tensor-head" aria-hidden="true">
               <span>tensor</span>
               {names.map((name) => (
-                <span key={name}>{visible(clipped(name, 60))}</span>
+                <span key={name}>{visible(clippedName(name, 80))}</span>
               ))}
             </div>
           }
@@ -197,8 +197,8 @@ function drawRow({ row }: Row): JSX.Element {
   return (
     <div class="compare-tensor-row" role="presentation">
       {/* the focus stays with the grid */}
-      <span role="gridcell" title={visible(clipped(row.name, 400))}>
-        <bdi>{visible(clipped(row.name, 200))}</bdi>
+      <span role="gridcell" title={visible(clippedName(row.name, 400))}>
+        <bdi>{visible(clippedName(row.name, 200))}</bdi>
       </span>
       {row.shapes.map((shape, at) => {
         const change = at === 0 ? null : CHANGES[row.changes[at - 1] ?? 'absent']

@@ -5,7 +5,7 @@ import { useEffect, useRef, useState } from 'preact/hooks'
 
 import { formatMetric } from '../format'
 import { drawPlot, type PlotSpec } from '../plot'
-import { clipped, visible } from '../visible'
+import { clippedName, visible } from '../visible'
 import { type History, normalised } from './history'
 
 export type Scaling = 'own' | 'normalised' | 'shared'
@@ -34,7 +34,7 @@ export function Curves(props: Props): JSX.Element {
             <svg aria-hidden="true" viewBox="0 0 24 8" width="24" height="8">
               <line x1="0" y1="4" x2="24" y2="4" />
             </svg>
-            <bdi>{visible(clipped(line.label, 60))}</bdi>
+            <bdi>{visible(clippedName(line.label, 80))}</bdi>
             <output>{at === null ? '' : formatMetric(line.values[at] ?? null)}</output>
           </li>
         ))}
@@ -65,7 +65,7 @@ function CurveTable({ label, history, currentId, onOpen }: Props): JSX.Element {
             <th scope="col">{AXIS_WORDS[history.axis]}</th>
             {history.lines.map((line) => (
               <th scope="col" key={`${line.label}/${line.metric}`}>
-                <bdi>{visible(clipped(line.label, 60))}</bdi>
+                <bdi>{visible(clippedName(line.label, 80))}</bdi>
               </th>
             ))}
           </tr>

@@ -9,7 +9,7 @@ import { formatAge, formatMoment } from '../format'
 import { useApp } from '../hooks'
 import { type DetailTab, openDetail, update } from '../state'
 import { store } from '../store'
-import { clipped, visible } from '../visible'
+import { clipped, clippedName, visible } from '../visible'
 import type { Entry } from '../wire'
 import { Icon } from '../components/Icon'
 import { HEALTH_LOOKS } from '../components/looks'
@@ -199,13 +199,13 @@ function GoneNotice({ gone }: { gone: Gone }): JSX.Element {
   return (
     <div class="panel-body" role="status">
       <p class="notice warn">
-        <Badge icon="warning" word="gone" tone="warn" /> <bdi>{visible(clipped(gone.path, 300))}</bdi> was {gone.reason}{' '}
+        <Badge icon="warning" word="gone" tone="warn" /> <bdi>{visible(clippedName(gone.path, 300))}</bdi> was {gone.reason}{' '}
         <span title={formatMoment(gone.deleted_at)}>{age === 'now' ? 'just now' : age}</span>.
       </p>
       {moved && (
         <p>
           <button type="button" class="button" onClick={() => openDetail(moved)}>
-            show it where it is now{store.get(moved) ? `: ${visible(clipped(store.get(moved)?.path ?? '', 120))}` : ''}
+            show it where it is now{store.get(moved) ? `: ${visible(clippedName(store.get(moved)?.path ?? '', 120))}` : ''}
           </button>
         </p>
       )}

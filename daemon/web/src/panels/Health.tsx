@@ -93,12 +93,17 @@ function Summary({ health, now }: { health: CatalogHealth; now: number }): JSX.E
               nothing is missing that was on disk {preciseAge(health.complete_as_of, now)}
             </span>
           )}
-          {' · '}revision {formatNumber(health.revision)} · up for {formatAge(health.started_at, now).replace(' ago', '')}
+          {' · '}revision {formatNumber(health.revision)} · up for {upTime(health.started_at, now)}
         </p>
       </div>
       <Rebuild mayAsk={health.may_rebuild !== false} />
     </header>
   )
+}
+
+function upTime(since: string, now: number): string {
+  const age = formatAge(since, now)
+  return age === 'now' ? 'less than a minute' : age.replace(' ago', '')
 }
 
 function Checkpoints({ health }: { health: CatalogHealth }): JSX.Element {

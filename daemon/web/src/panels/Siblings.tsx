@@ -6,7 +6,7 @@ import { useMemo, useState } from 'preact/hooks'
 import { formatMetric, formatNumber } from '../format'
 import { openDetail } from '../state'
 import { store } from '../store'
-import { clipped, visible } from '../visible'
+import { clippedName, visible } from '../visible'
 import type { Entry } from '../wire'
 import { HEALTH_LOOKS } from '../components/looks'
 import { ofExperiment, ofRun } from './history'
@@ -35,7 +35,7 @@ export function Siblings({ entry }: { entry: Entry }): JSX.Element | null {
               aria-current={sibling.id === entry.id ? 'true' : undefined}
               onClick={() => openDetail(sibling.id)}
             >
-              <bdi>{visible(clipped(fileName(sibling.path), 80))}</bdi>
+              <bdi>{visible(clippedName(fileName(sibling.path), 80))}</bdi>
             </button>
             <span class="muted numeric">{sibling.epoch === null ? '' : `epoch ${sibling.epoch}`}</span>
             <span class="numeric">{sibling.monitor_value === null ? '' : formatMetric(sibling.monitor_value)}</span>

@@ -23,9 +23,11 @@ export function Sizes({ entry, detail }: { entry: Entry; detail: CheckpointDetai
       <p>
         <strong>{formatBytes(entry.size_bytes)}</strong>{' '}
         <span class="muted">
-          {entry.format !== null && `${visible(entry.format)} · `}
-          {entry.n_parameters !== null && `${formatCount(entry.n_parameters)} parameters`}
-          {entry.dtypes.length > 0 && ` · ${visible(entry.dtypes.join(', '))}`}
+          {[
+            entry.format && visible(entry.format),
+            entry.n_parameters !== null && `${formatCount(entry.n_parameters)} parameters`,
+            visible(entry.dtypes.join(', ')),
+          ].filter(Boolean).join(' · ')}
         </span>
       </p>
       {weights !== null && total > 0 && (
