@@ -1,6 +1,7 @@
 """Fixtures of all tests: the event loop's backend, and a guard that fails a test whose loop is blocked."""
 
 import logging
+import pathlib
 from collections.abc import Iterator
 
 import hypothesis
@@ -12,10 +13,20 @@ hypothesis.settings.register_profile("ckptd", hypothesis.settings(), deadline=No
 hypothesis.settings.load_profile("ckptd")
 
 
+LONG = {
+    *("faults/test_failing_disk.py", "faults/test_flat_directory.py", "faults/test_large_trees.py"),
+    *("scripts/test_page_backend.py", "service/test_real_systemd.py", "service/test_schemathesis.py"),
+    *("validators/test_architecture.py", "web/test_accessible.py", "web/test_large.py", "web/test_live.py"),
+}
+"""Files whose slow tests take minutes; one that is missing here is only begun later."""
+_TESTS = pathlib.Path(__file__).parent
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of campaigns come first: they are the longest, and what begins last would be waited for by all."""
-    first = {item.path for item in items if item.get_closest_marker("campaign")}
-    items.sort(key=lambda item: item.path not in first)
+    """The files of campaigns come first, then other long ones: what begins last would be waited for by all."""
+    campaigns = {item.path for item in items if item.get_closest_marker("campaign")}
+    long = {_TESTS / name for name in LONG}
+    items.sort(key=lambda item: 0 if item.path in campaigns else 1 if item.path in long else 2)
 
 
 @pytest.fixture

@@ -362,4 +362,4 @@ def test_every_client_ends_up_with_the_catalog(machine: type[StreamMachine]) -> 
 @pytest.mark.parametrize("machine", [StreamMachine, SteppedStreamMachine])
 def test_every_client_ends_up_with_the_catalog_over_many_runs(machine: type[StreamMachine]) -> None:
 
-    run_state_machine_as_test(machine, settings=settings(_quick, max_examples=2_000, stateful_step_count=60))
+    run_state_machine_as_test(machine, settings=settings(_quick, max_examples=1_000, stateful_step_count=60))
