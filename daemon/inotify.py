@@ -19,16 +19,17 @@ def why_no_watch() -> str | None:
     library = ctypes.CDLL(None, use_errno=True)
     instance = library.inotify_init1(os.O_CLOEXEC)
     if instance < 0:
-        return _explain(ctypes.get_errno())
+        return explain(ctypes.get_errno())
     try:
         if library.inotify_add_watch(instance, _ANY_DIRECTORY, _IN_ONLYDIR | _IN_DELETE_SELF) < 0:
-            return _explain(ctypes.get_errno())
+            return explain(ctypes.get_errno())
     finally:
         os.close(instance)
     return None
 
 
-def _explain(code: int) -> str | None:
+def explain(code: int) -> str | None:
+    """What an error number of inotify means, with the remedy; None where it has nothing to do with limits."""
     if code == errno.ENOSPC:
         return "all watches of this user are taken; raise fs.inotify.max_user_watches (sysctl)"
     if code == errno.EMFILE:

@@ -159,6 +159,7 @@ class Tree:
                     step_ms=settings.watch_step_ms,
                     debounce_ms=settings.watch_debounce_ms,
                     poll_s=settings.poll_s,
+                    follow=(*self._allowed_targets, *(root.path for root in self._roots)),
                 )
             )
             tasks.start_soon(self._sweep_forever)

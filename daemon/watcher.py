@@ -10,7 +10,7 @@ import heapq
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 
 import anyio
@@ -24,6 +24,7 @@ from ckptd.catalog.roots import Root
 from ckptd.validators.reader import identity_of
 
 from .inotify import why_no_watch
+from .inotify_watch import Change, Events, InotifyWatch
 from .mounts import Mount, is_beneath, mount_holding, mounts_beneath, read_mounts
 from .moves import Mark, mark_of
 
@@ -46,6 +47,8 @@ STEADY_S = 30.0
 LARGE_BATCH = 4096
 """A quarter of the kernel's default queue within one debounce: more may have been lost."""
 RUST_TIMEOUT_MS = 1000
+_UNSAYABLE = "Unable to decode path"
+"""What watchfiles says of a name that is not UTF-8 (`RustNotify.watch`, src/lib.rs)."""
 
 
 class Hints(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +100,7 @@ class SortedChanges(msgspec.Struct, frozen=True):
 class _End(enum.Enum):
     """Why one watch ended."""
 
+    NAMES = "a name there is not UTF-8: events are received by the bytes of the names from now on"
     REPLACED = "the root was replaced by another directory"
     MOUNTS = "what is mounted beneath the root has changed"
     WATCHES = "there are free watches again"
@@ -139,6 +143,7 @@ async def watch_root(
     step_ms: int = 5,
     debounce_ms: int = 50,
     poll_s: float = 15.0,
+    follow: Sequence[bytes] = (),
 ) -> None:
     """Watch one root until cancelled, and call `on_hints` on the event loop's thread.
 
@@ -152,8 +157,11 @@ async def watch_root(
         step_ms: how often new events are asked for.
         debounce_ms: longest wait to group events.
         poll_s: time between two scans of what lies on a network filesystem, in seconds.
+        follow: directories outside the root into which links may lead.
     """
-    watch = _Watch(root, on_hints, state, log=log, step_ms=step_ms, debounce_ms=debounce_ms, poll_s=poll_s)
+    watch = _Watch(
+        root, on_hints, state, log=log, step_ms=step_ms, debounce_ms=debounce_ms, poll_s=poll_s, follow=follow
+    )
     failures = 0
     told_at = -TOLD_EACH_S
     while True:
@@ -164,11 +172,13 @@ async def watch_root(
             reason = end.value
         except Exception as error:  # noqa: BLE001 - the rim: watchfiles raises many kinds, each ends one watch
             reason = _explain(error)
+            if _UNSAYABLE in reason and not watch.by_bytes:
+                watch.by_bytes, end = True, _End.NAMES
         finally:
             started, state.watching = state.watching, False
-        started = started or end is _End.WATCHES
+        started = started or end in (_End.WATCHES, _End.NAMES)
         lasted_s = anyio.current_time() - began_at
-        failures = 0 if started and lasted_s > STEADY_S else failures + 1
+        failures = 0 if end is _End.NAMES or (started and lasted_s > STEADY_S) else failures + 1
         delay_s = retry_in_s(failures, lasted_s if watch.start_s is None else watch.start_s, started=started)
         state.restarts += 1
         state.last_error = reason
@@ -197,6 +207,9 @@ def retry_in_s(failures: int, start_s: float, *, started: bool) -> float:
 class _Watch:
     """One watch after another on one root."""
 
+    by_bytes = False
+    """watchfiles met a name that it cannot say; such a tree will hold more of them."""
+
     def __init__(
         self,
         root: Root,
@@ -207,8 +220,10 @@ class _Watch:
         step_ms: int,
         debounce_ms: int,
         poll_s: float,
+        follow: Sequence[bytes],
     ) -> None:
         self._root = root
+        self._follow = follow
         self._log = log
         self._on_hints = on_hints
         self._state = state
@@ -352,6 +367,20 @@ class _Watch:
     def _watch_in_thread(self, stop: _Stop) -> None:
         # ignore_permission_denied also ignores a path that does not exist, or that cannot be read at all.
         os.close(os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        batches = self._events_by_bytes(stop) if self.by_bytes else self._events_of_watchfiles(stop)
+        with contextlib.closing(batches):
+            for events in batches:
+                if (watchfiles.Change.deleted, self._root.path) in events.changes:
+                    # Made again within the tick it may have the same inode number: only this event tells.
+                    raise _RootReplaced(_End.REPLACED.value)
+                found = sort_changes(self._root, events.changes)
+                anyio.from_thread.run_sync(self._receive, found, events.count, events.lost)
+
+    def _events_by_bytes(self, stop: _Stop) -> Generator[Events]:
+        watch = InotifyWatch(self._root.path, follow=self._follow, should_stop=lambda: stop.stopped)
+        yield from watch.events(step_ms=self._step_ms, debounce_ms=self._debounce_ms, is_over=stop.is_set)
+
+    def _events_of_watchfiles(self, stop: _Stop) -> Generator[Events]:
         batches = watchfiles.watch(
             os.fsdecode(self._root.path),
             watch_filter=None,
@@ -367,11 +396,9 @@ class _Watch:
         )
         with contextlib.closing(batches):
             for changes in batches:
-                if (watchfiles.Change.deleted, self._root.name) in changes:
-                    # Made again within the tick it may have the same inode number: only this event tells.
-                    raise _RootReplaced(_End.REPLACED.value)
-                found = sort_changes(self._root, changes)
-                anyio.from_thread.run_sync(self._receive, found, len(changes))
+                by_bytes = frozenset((change, os.fsencode(path)) for change, path in changes)
+                # Its queue overflows without a word.
+                yield Events(by_bytes, len(by_bytes), lost=len(by_bytes) >= LARGE_BATCH)
 
     def _started(self) -> None:
         """Events are being received: what changed before can be found by a sweep from now on, without a gap."""
@@ -380,21 +407,20 @@ class _Watch:
         self.start_s = anyio.current_time() - self._began_at
         self.tell(everything=True)
 
-    def _receive(self, found: SortedChanges, events: int) -> None:
-        large = events >= LARGE_BATCH
+    def _receive(self, found: SortedChanges, events: int, lost: bool) -> None:
         self._state.events += events
-        self._state.overflows += large
+        self._state.overflows += lost
         again_at = anyio.current_time() + SECOND_LOOK_S
         for directory in found.made:
             heapq.heappush(self._second_looks, (again_at, directory))
-        if found.files or found.directories or large:
+        if found.files or found.directories or lost:
             hints = Hints(
                 root=self._root,
                 files=found.files,
                 links=found.links,
                 sightings=found.sightings,
                 directories=found.directories,
-                everything=large,
+                everything=lost,
             )
             self._on_hints(hints)
 
@@ -402,8 +428,8 @@ class _Watch:
         self._on_hints(Hints(root=self._root, directories=frozenset(directories), everything=everything))
 
 
-def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -> SortedChanges:
-    """Sort what watchfiles reports into files and directories; what lies outside the root is dropped.
+def sort_changes(root: Root, changes: Iterable[Change]) -> SortedChanges:
+    """Sort what is reported into files and directories; what lies outside the root is dropped.
 
     A name that is there is asked what it is; one that is gone may have been either, and counts as both. What is told
     of by way of a link to a directory is told again under its real path, if that lies in the root: the kernel knows
@@ -417,7 +443,7 @@ def sort_changes(root: Root, changes: Iterable[tuple[watchfiles.Change, str]]) -
     sightings: dict[Mark, bytes] = {}
     places: dict[bytes, bytes] = {}
     for change, path in changes:
-        absolute = _real_path(os.fsencode(path), prefix, places)
+        absolute = _real_path(path, prefix, places)
         if absolute != root.path and not absolute.startswith(prefix):
             continue
         relative = absolute[len(prefix) :]
@@ -501,6 +527,6 @@ def _explain(error: BaseException) -> str:
     if "creating recommended watcher" in str(error) and "os error 24" in str(error):
         # inotify_init1(2) says EMFILE for both; which of them it was does not come through watchfiles.
         return f"{error}; raise fs.inotify.max_user_instances (sysctl), or the limit of open files (ulimit -n)"
-    if "Unable to decode path" in str(error):
-        return f"{error}: a name there is not UTF-8, and events cannot be received while it is in use; rename it"
+    if _UNSAYABLE in str(error):
+        return f"{error}: {_End.NAMES.value}"
     return str(error) or repr(error)

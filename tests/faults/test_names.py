@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from tests.faults.faulty_services import assert_log_is_bounded
-from tests.service.checkpoints import checkpoint_bytes
+from tests.service.checkpoints import checkpoint_bytes, rename_in
 from tests.service.daemons import Daemon, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -90,6 +90,40 @@ def test_names_of_every_kind_are_one_entry_each_with_their_own_bytes_and_their_o
         daemon.start()
         daemon.wait_complete()
         assert {_name(entry) for entry in daemon.entries().values()} == set(names[1::2])
+        assert_log_is_bounded(daemon)
+
+
+def test_with_names_that_are_not_utf8_in_use_everything_else_in_the_root_is_told_by_events(
+    tmp_path: pathlib.Path,
+) -> None:
+    """Each use of such a name ended the watch of the whole root: the rest of it was told of by sweeps."""
+    outputs = tmp_path / "outputs"
+    odd = os.path.join(os.fsencode(outputs), b"\xff\xfe")
+    os.makedirs(odd)
+    never_s = 3600  # a sweep would hide that an event was lost
+    with Daemon(outputs, tmp_path / "state", sidecars="off", verify="none", sweep_min_s=never_s) as daemon:
+        eventually(lambda: "by the bytes of the names" in daemon.log(), "another kind of watch begins")
+        eventually(lambda: daemon.health()["roots"][0]["watching"], "it stands")
+        there = set[bytes]()
+        for number in range(40):
+            name = b"\xe9%d.ckpt" % (number % 9)
+            with open(os.path.join(odd, name), "wb") as file:
+                file.write(checkpoint_bytes(number % 5))
+            there.add(b"\xff\xfe/" + name)
+            if number % 4 == 3:
+                os.rename(os.path.join(odd, name), os.path.join(odd, b"x" + name))
+                there.remove(b"\xff\xfe/" + name)
+                there.add(b"\xff\xfe/x" + name)
+            rename_in(outputs / f"run{number}/a.ckpt", checkpoint_bytes(number % 5))
+            there.add(b"run%d/a.ckpt" % number)
+        os.rename(odd, odd + b"\xfd")
+        there = {path.replace(b"\xff\xfe/", b"\xff\xfe\xfd/") for path in there}
+        eventually(
+            lambda: {_name(entry) for entry in daemon.entries().values()} == there, "the catalog equals the tree"
+        )
+        health = daemon.health()
+        assert health["roots"][0]["watching"], health
+        assert daemon.log().count("the watch ended") == 1, "and is told of once"
         assert_log_is_bounded(daemon)
 
 

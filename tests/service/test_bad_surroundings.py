@@ -71,7 +71,10 @@ def test_a_root_that_is_missing_is_waited_for_and_one_that_vanishes_may_come_bac
 def test_when_no_root_can_be_read_the_service_is_unhealthy_and_says_why(tmp_path: pathlib.Path) -> None:
     root = tmp_path / "later"
     with Daemon(root, tmp_path / "state") as daemon:
-        health = eventually(lambda: h if (h := daemon.health())["catalog_status"] == "unhealthy" else None, "unhealthy")
+        health = eventually(
+            lambda: h if (h := daemon.health())["roots"][0]["last_error"] else None, "somebody has looked for the root"
+        )
+        assert health["catalog_status"] == "unhealthy"
         assert str(root) in health["reasons"][0]
         assert "does not exist" in str(health["roots"]) or "No such file" in str(health["roots"])
         assert daemon.get("/health").status_code == 200
