@@ -21,7 +21,7 @@ from ckptd.catalog.store import Catalog
 from ckptd.daemon.journal import Journal
 from ckptd.daemon.metrics import Metrics
 from ckptd.daemon.settings import Settings
-from ckptd.daemon.watcher import LARGE_BATCH, SortedChanges, WatcherState, _Watch
+from ckptd.daemon.watcher import SortedChanges, WatcherState, _Watch
 from ckptd.validators.findings import CATALOGUE
 from tests.catalog.catalog_records import put, record_of
 from tests.daemon.fakes import FakeBackend, serving
@@ -302,14 +302,15 @@ async def test_a_commit_that_fails_is_counted_as_such(tmp_path: pathlib.Path) ->
 def test_a_watch_counts_events_and_the_times_that_some_may_have_been_lost(tmp_path: pathlib.Path) -> None:
     state = WatcherState()
     log = structlog.stdlib.get_logger()
-    watch = _Watch(Root(bytes(tmp_path)), lambda _: None, state, log=log, step_ms=5, debounce_ms=50, poll_s=15.0)
+    root = Root(bytes(tmp_path))
+    watch = _Watch(root, lambda _: None, state, log=log, step_ms=5, debounce_ms=50, poll_s=15.0, follow=())
     nothing = SortedChanges(frozenset(), frozenset(), frozenset())
 
     async def receive() -> None:
-        watch._receive(nothing, 3)
+        watch._receive(nothing, 3, False)
         assert (state.events, state.overflows) == (3, 0)
-        watch._receive(nothing, LARGE_BATCH)
-        assert (state.events, state.overflows) == (3 + LARGE_BATCH, 1)
+        watch._receive(nothing, 1000, True)
+        assert (state.events, state.overflows) == (1003, 1)
         watch._check_alive()
         assert state.overflows == 1
         watch._seen_alive_at -= 60  # the process was stopped, or the machine slept
