@@ -9,6 +9,7 @@ import { followSearch } from './found'
 import { followPrefs } from './prefs'
 import { app } from './state'
 import { store } from './store'
+import { FADE_MS } from './store/fading'
 import { followAddress } from './url'
 import { readPageConfig } from './wire'
 import './styles/base.css'
@@ -26,7 +27,7 @@ app.subscribe(({ filters, sort }) => {
 })
 const motion = matchMedia('(prefers-reduced-motion: reduce)')
 const followMotion = (): void => {
-  store.fadeMs = motion.matches ? 0 : 800
+  store.fadeMs = motion.matches ? 0 : FADE_MS
 }
 followMotion()
 motion.addEventListener('change', followMotion)

@@ -4,7 +4,8 @@ import { describe, expect, test } from 'vitest'
 import { type Filters, NEWEST_FIRST, NO_FILTERS, type Sort } from '../state'
 import type { Entry } from '../wire'
 import { entryOf, expectedIds, TestClock } from './store-model'
-import { FADE_MS, FLUSH_MS, RowStore, SNAPSHOT_SHOW_MS } from './rows'
+import { FADE_MS } from './fading'
+import { FLUSH_MS, RowStore, SNAPSHOT_SHOW_MS } from './rows'
 
 function shownIds(store: RowStore): readonly string[] {
   return Array.from({ length: store.length }, (_, index) => store.at(index)?.id ?? 'nothing')

@@ -14,6 +14,7 @@ import type { Entry } from '../wire'
 import { type RecentChange, RecentChanges } from './changes'
 import { type Clock, realClock } from './clock'
 import { type Facet, type Found, type RowTest, rowTest } from './filters'
+import { Fading } from './fading'
 import { Names } from './names'
 import { type Change, Queue } from './queue'
 import { Sharing } from './sharing'
@@ -21,6 +22,7 @@ import { Shown } from './shown'
 import { GONE, PLACED, Slots } from './slots'
 import { SortKeys } from './sort-keys'
 import { SortedIndex, sortInSteps } from './sorted-index'
+import { Sorting } from './sorting'
 
 /** Least time between two flushes. */
 export const FLUSH_MS = 100
@@ -28,14 +30,9 @@ export const FLUSH_MS = 100
 export const SNAPSHOT_SHOW_MS = 250
 /** Changes that one flush takes in: what it costs, about 15 ms, keeps the page responsive while a snapshot comes. */
 const FLUSH_ROWS = 4_000
-/** Time for one step of sorting, before the page gets its turn. */
-const SORT_STEP_MS = 12
 /** Texts for the search that are made in one go (3 ms), and how long the page gets its turn in between. */
 const TEXTS_PER_STEP = 4_096
 const TEXTS_PAUSE_MS = 20
-/** How long a row that is gone is still shown, faded. */
-export const FADE_MS = 800
-
 /** What a change of the store meant for what is shown. */
 export interface StoreChange {
   /** The reader asked for another order or filter. */
@@ -50,9 +47,6 @@ export interface Waiting {
 }
 
 export class RowStore {
-  /** How long rows that are gone fade; 0 where motion is not wanted. */
-  fadeMs = FADE_MS
-
   private readonly slots = new Slots()
   private readonly keys = new SortKeys(this.slots)
   private readonly index = new SortedIndex(this.keys.compare)
@@ -60,19 +54,18 @@ export class RowStore {
   private readonly names = new Names()
   private readonly sharing = new Sharing()
   private readonly recent: RecentChanges
+  private readonly fading: Fading
+  private readonly sorting: Sorting
   private readonly queue = new Queue()
 
   private generation = 1
   private isInSnapshot = false
   private isScheduled = false
-  private isFading = false
   private isPreparing = false
   private flushedAt = -Infinity
   private shownAt = -Infinity
   private dirty: number[] = []
-  private fading: { slot: number; until: number }[] = []
   private isHeld = false
-  private sorting: Generator<void, void> | null = null
 
   private filters: Filters = NO_FILTERS
   private found: Found | null = null
@@ -85,6 +78,13 @@ export class RowStore {
 
   constructor(private readonly clock: Clock = realClock) {
     this.recent = new RecentChanges(clock, () => this.notify({ isAsked: false }))
+    this.fading = new Fading(clock)
+    this.sorting = new Sorting(clock, () => this.endSorting())
+  }
+
+  /** How long rows that are gone fade, in milliseconds; 0 where motion is not wanted. */
+  set fadeMs(ms: number) {
+    this.fading.ms = ms
   }
 
   // ---- what is shown ------------------------------------------------------------------------------------------
@@ -215,8 +215,7 @@ export class RowStore {
     const { by, descending } = this.keys.sort
     if (sort.by === by && sort.descending === descending) return
     this.settle()
-    this.sorting = this.sortSteps(sort)
-    this.advanceSorting()
+    this.sorting.begin(this.sortSteps(sort))
   }
 
   /** Whether rows keep their places. */
@@ -228,7 +227,7 @@ export class RowStore {
     if (isHeld === this.isHeld) return
     this.isHeld = isHeld
     if (!isHeld && this.isFoundWaiting) this.match({ isAsked: false })
-    if (!isHeld && this.sorting === null && this.dirty.length) {
+    if (!isHeld && !this.sorting.isRunning && this.dirty.length) {
       this.settle()
       this.show({ isAsked: false })
       this.awaitFading()
@@ -237,7 +236,7 @@ export class RowStore {
 
   /** Put everything in its place that waits; whatever comes from now on waits again while held. */
   showWaiting(): void {
-    if (this.sorting !== null) return
+    if (this.sorting.isRunning) return
     if (this.isFoundWaiting) this.match({ isAsked: false })
     this.settle()
     this.show({ isAsked: true })
@@ -268,7 +267,7 @@ export class RowStore {
 
   /** Take in everything that is queued, now. */
   flushAll(): void {
-    while (this.sorting !== null) this.stepSorting(Infinity)
+    this.sorting.finish()
     do this.flush(true)
     while (!this.queue.isEmpty)
   }
@@ -282,14 +281,14 @@ export class RowStore {
 
   private schedule(waitMs: number): void {
     if (this.isScheduled) return
-    if (waitMs <= 0 && this.sorting === null) {
+    if (waitMs <= 0 && !this.sorting.isRunning) {
       this.flush()
       return
     }
     this.isScheduled = true
     this.clock.after(Math.max(0, waitMs), () => {
       this.isScheduled = false
-      if (this.sorting === null) this.flush()
+      if (!this.sorting.isRunning) this.flush()
     })
   }
 
@@ -309,12 +308,7 @@ export class RowStore {
 
   /** See to it that rows which fade go once they have; while held they stay, and whoever lets go calls this. */
   private awaitFading(): void {
-    if (!this.fading.length || this.isHeld || this.isFading) return
-    this.isFading = true
-    this.clock.after(this.fadeMs, () => {
-      this.isFading = false
-      if (this.sorting === null) this.flush(true)
-    })
+    if (!this.isHeld) this.fading.whenFaded(() => void (!this.sorting.isRunning && this.flush(true)))
   }
 
   /** Of the queue: an entry came. */
@@ -350,7 +344,7 @@ export class RowStore {
     // One that waits for another place does not stand where its key says, and would mislead those that are merged in.
     const isShown = slots.is(slot, PLACED) && slots.matches[slot] && !slots.dirty[slot]
     slots.flags[slot] = (slots.flags[slot] as number) | GONE
-    if (fades && isShown && this.fadeMs > 0) this.fading.push({ slot, until: this.clock.now() + this.fadeMs })
+    if (fades && isShown) this.fading.add(slot)
     this.markDirty(slot)
   }
 
@@ -391,11 +385,10 @@ export class RowStore {
 
   /** Put every row in its place: what is new, gone, or belongs elsewhere. Those that fade keep theirs. */
   private settle(): void {
-    if (this.sorting !== null) return // all were in their places when it began, and nothing is taken in meanwhile
-    if (this.fading.length) this.fading = this.fading.filter(({ until }) => until > this.clock.now())
+    if (this.sorting.isRunning) return // all were in their places when it began, and nothing is taken in meanwhile
+    const stays = this.fading.slots()
     if (!this.dirty.length) return
     const { slots } = this
-    const stays = new Set(this.fading.map(({ slot }) => slot))
     const added: number[] = []
     const waits: number[] = []
     let hasPlaced = false
@@ -455,22 +448,8 @@ export class RowStore {
     this.index.replace(yield* sortInSteps(slots, compare), compare)
   }
 
-  private stepSorting(budgetMs: number): void {
-    const end = this.clock.now() + budgetMs
-    do {
-      if (this.sorting?.next().done) {
-        this.sorting = null
-        this.show({ isAsked: true })
-        return
-      }
-    } while (this.clock.now() < end)
-  }
-
-  private advanceSorting(): void {
-    const mine = this.sorting
-    if (mine === null) return
-    this.stepSorting(SORT_STEP_MS)
-    if (this.sorting === mine) this.clock.after(0, () => void (this.sorting === mine && this.advanceSorting()))
-    else if (!this.queue.isEmpty) this.schedule(this.flushedAt + FLUSH_MS - this.clock.now())
+  private endSorting(): void {
+    this.show({ isAsked: true })
+    if (!this.queue.isEmpty) this.schedule(this.flushedAt + FLUSH_MS - this.clock.now())
   }
 }
