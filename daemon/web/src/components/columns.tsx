@@ -208,14 +208,14 @@ export function tracksOf(columns: readonly Column[], width: number): { tracks: s
 function textCell(value: string | null) {
   if (value === null) return <span class="muted">{UNKNOWN}</span>
   const text = cellText(value)
-  return <span class="middle" title={text}>{inTheMiddle(text)}</span>
+  return givingWay(text, '', text)
 }
 
 /** Text that gives way in its middle where there is no room: names of a family begin alike, their ends differ. */
-function inTheMiddle(text: string) {
+function givingWay(text: string, look = '', title?: string) {
   const [head, tail] = splitName(text)
-  if (tail === '') return <span class="clip">{text}</span>
-  return <><span class="clip">{head}</span><span class="tail">{tail}</span></>
+  if (tail === '') return <span class={`clip ${look}`} title={title}>{text}</span>
+  return <span class={`middle ${look}`} title={title}><span class="clip">{head}</span><span class="tail">{tail}</span></span>
 }
 
 function metricCell(name: string | null, value: number | null) {
@@ -232,8 +232,8 @@ function nameCell(entry: Entry, { hasExperiment, isPointed }: CellContext) {
   return (
     <span class={isNamed ? 'name with-experiment' : 'name'}>
       <span class="strong" title={cellText(entry.display_name)}>
-        {isNamed && <span class="middle muted">{inTheMiddle(`${cellText(experiment)}/`)}</span>}
-        <span class="middle">{inTheMiddle(cellText(stem))}</span>
+        {isNamed && givingWay(`${cellText(experiment)}/`, 'muted')}
+        {givingWay(cellText(stem))}
       </span>
       <span class="folder muted" title={cellText(entry.checkpoint_path)}>
         <span class="clip">{cellText(head)}</span>
