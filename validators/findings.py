@@ -66,7 +66,8 @@ CATALOGUE: dict[str, tuple[Severity, str]] = {
     "format.unknown": (_E, "not a format that ckptd knows; if it is a checkpoint, save it with torch.save"),
     "format.unsupported": (
         _E,
-        "ckptd recognises this format but cannot describe it; re-save the contents with torch.save",
+        "ckptd recognises this format but cannot describe it; if you trust where it came from, load it with what wrote "
+        "it and save the contents with torch.save",
     ),
     "format.not_a_checkpoint": (_E, "fetch the real file again; this is something else under its name"),
     "pickle.malformed": (_E, f"the pickled part of the checkpoint cannot be parsed: {_REWRITE}"),

@@ -12,6 +12,7 @@ import msgspec
 from . import facts, fingerprint
 from .architectures import Table, load_table
 from .assembly import describe_tensors, describe_value
+from .bare import judge_bare
 from .checks import safety, weights_only
 from .checks.architecture import judge_architecture
 from .checks.checksum import digest_file, mismatch_message
@@ -197,7 +198,11 @@ def _inspect(reader: FileReader, checkpoint_path: str, level: Level) -> Inspecti
         return _inspect_plain(source, blank, level, _inspect_legacy)
     sniffed = sniff(head, source.size)
     found = (finding(sniffed.code, sniffed.message), *_hidden_archive(source, head))
-    return msgspec.structs.replace(blank, format=sniffed.format, findings=found)
+    blank = msgspec.structs.replace(blank, format=sniffed.format, findings=found)
+    judged = judge_bare(source, head)
+    if judged is None:
+        return blank
+    return judged.of(msgspec.structs.replace(blank, findings=(*found, *judged.findings)))
 
 
 def _hidden_archive(source: torch_zip.Source, head: bytes) -> list[Finding]:
