@@ -333,7 +333,7 @@ class SidecarWriter:
                 "sidecars cannot be written here; the metadata is kept in the state",
                 directory=os.fsdecode(wanted.root.join(place[1])),
                 error=error.strerror,
-                remedy="give the daemon write access, or set sidecars: off; it is tried again by itself",
+                remedy=remedy_for(error.errno),
             )
 
     def _forget_refusal(self, place: _Place) -> None:
@@ -403,6 +403,21 @@ class SidecarWriter:
                 remove_sidecar(root_fd, sidecar_path(path, long_name=long_name))
         finally:
             os.close(root_fd)
+
+
+def remedy_for(number: int | None) -> str:
+    """What whoever runs the daemon can do where sidecars are refused, by the error's number."""
+    if number == errno.ENAMETOOLONG:
+        return "shorten the checkpoint's name, or set sidecars: off"
+    if number in _REFUSED:
+        what = "give the daemon write access"
+    elif number == errno.EEXIST:
+        what = "remove what has the name"
+    elif number in (errno.ENOSPC, errno.EDQUOT):
+        what = "free space there"
+    else:
+        what = "see whether the disk is failing"
+    return f"{what}, or set sidecars: off; it is tried again by itself"
 
 
 def about_sidecars(ref: FindingRef) -> bool:
