@@ -14,11 +14,11 @@ import struct
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-import msgspec
 import watchfiles
 
 from .inotify import explain
 from .mounts import is_beneath
+from .tree_events import Change, Events
 
 # include/uapi/linux/inotify.h
 _IN_MODIFY = 0x00000002
@@ -46,19 +46,6 @@ _BUFFER_BYTES = 256 * 1024
 """About 8,000 events with short names; half of the kernel's default queue."""
 IDLE_MS = 100
 """How often the end of the watch is asked for while nothing happens."""
-
-Change = tuple[watchfiles.Change, bytes]
-"""What happened, and to which absolute path."""
-
-
-class Events(msgspec.Struct, frozen=True):
-    """What happened within one debounce."""
-
-    changes: frozenset[Change]
-    count: int
-    """Of the events; several of one kind at one path are one change."""
-    lost: bool = False
-    """The kernel's queue overflowed: only a sweep tells what else happened."""
 
 
 class InotifyWatch:

@@ -21,6 +21,7 @@ from ckptd.catalog.store import Batch, Catalog, Tombstone, id_of
 from ckptd.validators.formats.sharded import DEPTH, is_member_name
 
 from .completeness import Completeness, SweepSchedule, Ticket
+from .hints import Hints, outermost
 from .key import Key
 from .mounts import MountTable
 from .moves import Mark
@@ -29,7 +30,7 @@ from .setting_types import Sidecars
 from .settings import Settings
 from .status import RootStatus
 from .sweep import SweepReport, sweep_root, sweep_unasked, sweep_unopened
-from .watcher import Hints, WatcherState, outermost, watch_root
+from .watcher import WatcherState, watch_root
 
 
 class _Waiter(NamedTuple):

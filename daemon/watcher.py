@@ -8,9 +8,8 @@ import contextlib
 import enum
 import heapq
 import os
-import stat
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 
 import anyio
@@ -21,12 +20,13 @@ import structlog
 import watchfiles
 
 from ckptd.catalog.roots import Root
-from ckptd.validators.reader import identity_of
 
+from .glance import Glance, glance_at, wait_for_answer
+from .hints import Hints, SortedChanges, sort_changes
 from .inotify import why_no_watch
-from .inotify_watch import Change, Events, InotifyWatch
-from .mounts import Mount, is_beneath, mount_holding, mounts_beneath, read_mounts
-from .moves import Mark, mark_of
+from .inotify_watch import InotifyWatch
+from .retries import BACKOFF_S, retry_in_s
+from .tree_events import UNSAYABLE, Events, Stop, events_of_watchfiles
 
 TICK_S = 0.5
 """How often the root and its mounts are compared with what is watched."""
@@ -34,37 +34,12 @@ STALL_S = 2.0
 """A gap between two ticks from which on the kernel's queue may have overflowed without a word."""
 SECOND_LOOK_S = 0.5
 """Files made inside a directory that was itself just made are often not reported: it is scanned twice."""
-BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-LONGEST_BACKOFF_S = 60.0
-START_SHARE = 10
-"""A watch that keeps breaking waits ten times as long as it takes to begin."""
 TOLD_EACH_S = 600.0
 """A watch that keeps breaking is logged for its first few failures, then this often; health says so all the time."""
 PROBE_S = 2.0
 """How often the kernel is asked for one more watch: watchfiles leaves out, silently, what it cannot watch."""
 STEADY_S = 30.0
 """A watch that lasted so long was well: the next failure is retried at once again."""
-LARGE_BATCH = 4096
-"""A quarter of the kernel's default queue within one debounce: more may have been lost."""
-RUST_TIMEOUT_MS = 1000
-_UNSAYABLE = "Unable to decode path"
-"""What watchfiles says of a name that is not UTF-8 (`RustNotify.watch`, src/lib.rs)."""
-
-
-class Hints(msgspec.Struct, frozen=True, kw_only=True):
-    """Where something may have changed in one root. Paths are relative to it."""
-
-    root: Root
-    files: frozenset[bytes] = frozenset()
-    """To be looked at: checkpoints, sidecars, configs, sentinels, anything."""
-    links: frozenset[bytes] = frozenset()
-    """Of the files, those that are links: they may lead to a directory that is a checkpoint."""
-    sightings: Mapping[Mark, bytes] = {}
-    """Of the files, where those are that appeared: they may have left other places."""
-    directories: frozenset[bytes] = frozenset()
-    """To be scanned with all that is beneath them; `b""` is the root."""
-    everything: bool = False
-    """Events were or may have been lost: only a sweep of the root tells."""
 
 
 class WatcherState(msgspec.Struct, kw_only=True):
@@ -83,20 +58,6 @@ class WatcherState(msgspec.Struct, kw_only=True):
     """Directories on network filesystems, which are scanned every `poll_s` instead; `b""` is the root."""
 
 
-class SortedChanges(msgspec.Struct, frozen=True):
-    """What one batch of events names, relative to the root."""
-
-    files: frozenset[bytes]
-    directories: frozenset[bytes]
-    """The outermost ones: a scan takes in everything beneath."""
-    made: frozenset[bytes]
-    """Of the directories, those that appeared just now."""
-    links: frozenset[bytes] = frozenset()
-    """Of the files, those that are links."""
-    sightings: Mapping[Mark, bytes] = {}
-    """Of the files, those that appeared just now."""
-
-
 class _End(enum.Enum):
     """Why one watch ended."""
 
@@ -108,30 +69,6 @@ class _End(enum.Enum):
 
 class _RootReplaced(Exception):
     """Raised when the root's directory was deleted or renamed under the watch."""
-
-
-class _Glance(msgspec.Struct, frozen=True):
-    """The root as it stands: cheap to take, equal as long as a watch on it is good."""
-
-    device: int
-    inode: int
-    mounts: tuple[tuple[bytes, str], ...]
-    """Beneath the root: relative directory and device."""
-    polled: tuple[bytes, ...]
-
-
-class _Stop:
-    """A stop event for watchfiles, which asks it every step; being asked at all shows that the watch stands."""
-
-    def __init__(self, on_started: Callable[[], None]) -> None:
-        self._on_started: Callable[[], None] | None = on_started
-        self.stopped = False
-
-    def is_set(self) -> bool:
-        if self._on_started is not None:
-            on_started, self._on_started = self._on_started, None
-            on_started()
-        return self.stopped
 
 
 async def watch_root(
@@ -172,7 +109,7 @@ async def watch_root(
             reason = end.value
         except Exception as error:  # noqa: BLE001 - the rim: watchfiles raises many kinds, each ends one watch
             reason = _explain(error)
-            if _UNSAYABLE in reason and not watch.by_bytes:
+            if UNSAYABLE in reason and not watch.by_bytes:
                 watch.by_bytes, end = True, _End.NAMES
         finally:
             started, state.watching = state.watching, False
@@ -187,21 +124,6 @@ async def watch_root(
             told_at = anyio.current_time()
             log.warning("the watch ended and is started anew", root=root.name, reason=reason, retry_in_s=delay_s)
         await anyio.sleep(delay_s)
-
-
-def retry_in_s(failures: int, start_s: float, *, started: bool) -> float:
-    """How long to wait before a watch is started anew, in seconds.
-
-    Args:
-        failures: in a row, this one included; 0 where the watch had been well for a while.
-        start_s: how long it took to begin, or to fail to. To begin costs a walk of the whole tree: what cannot begin,
-            or breaks again and again as soon as it has, must not eat a core.
-        started: it did begin.
-    """
-    delay_s = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]
-    if started and failures <= 1:
-        return delay_s
-    return max(delay_s, min(START_SHARE * start_s, LONGEST_BACKOFF_S))
 
 
 class _Watch:
@@ -260,7 +182,7 @@ class _Watch:
             return await self._guard(glance)
         await self._wait_for_answers(glance)
         self._began_at = anyio.current_time()
-        stop = _Stop(partial(anyio.from_thread.run_sync, self._started))
+        stop = Stop(partial(anyio.from_thread.run_sync, self._started))
         async with anyio.create_task_group() as group:
             group.start_soon(self._receive_events, stop)
             try:
@@ -272,7 +194,7 @@ class _Watch:
 
     # ---- the root ------------------------------------------------------------------------------------------
 
-    async def _wait_for_root(self) -> _Glance:
+    async def _wait_for_root(self) -> Glance:
         told = False
         while True:
             try:
@@ -284,7 +206,7 @@ class _Watch:
                     told = True
             await anyio.sleep(TICK_S)
 
-    async def _wait_for_answers(self, glance: _Glance) -> None:
+    async def _wait_for_answers(self, glance: Glance) -> None:
         """Wait until every filesystem beneath the root answers.
 
         watchfiles walks the tree while it holds the interpreter's lock: one that hangs would hang the whole process.
@@ -292,14 +214,16 @@ class _Watch:
         for directory in (b"", *(directory for directory, _ in glance.mounts)):
             path = os.path.join(self._root.path, directory)
             self._state.last_error = f"waiting for the filesystem at {os.fsdecode(path)} to answer"
-            await anyio.to_thread.run_sync(_ask, path, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1))
+            await anyio.to_thread.run_sync(
+                wait_for_answer, path, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+            )
 
-    async def _glance(self) -> _Glance:
+    async def _glance(self) -> Glance:
         return await anyio.to_thread.run_sync(
-            _glance_at, self._root.path, abandon_on_cancel=True, limiter=self._glance_thread
+            glance_at, self._root.path, abandon_on_cancel=True, limiter=self._glance_thread
         )
 
-    async def _guard(self, watched: _Glance) -> _End:
+    async def _guard(self, watched: Glance) -> _End:
         """Compare the root with what is watched, tick by tick, and give the hints that are due by time."""
         while True:
             await anyio.sleep(self._next_tick_s())
@@ -361,13 +285,13 @@ class _Watch:
 
     # ---- events --------------------------------------------------------------------------------------------
 
-    async def _receive_events(self, stop: _Stop) -> None:
+    async def _receive_events(self, stop: Stop) -> None:
         await anyio.to_thread.run_sync(self._watch_in_thread, stop, limiter=self._event_thread)
 
-    def _watch_in_thread(self, stop: _Stop) -> None:
+    def _watch_in_thread(self, stop: Stop) -> None:
         # ignore_permission_denied also ignores a path that does not exist, or that cannot be read at all.
         os.close(os.open(self._root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        batches = self._events_by_bytes(stop) if self.by_bytes else self._events_of_watchfiles(stop)
+        batches = self._events_until(stop)
         with contextlib.closing(batches):
             for events in batches:
                 if (watchfiles.Change.deleted, self._root.path) in events.changes:
@@ -376,29 +300,12 @@ class _Watch:
                 found = sort_changes(self._root, events.changes)
                 anyio.from_thread.run_sync(self._receive, found, events.count, events.lost)
 
-    def _events_by_bytes(self, stop: _Stop) -> Generator[Events]:
-        watch = InotifyWatch(self._root.path, follow=self._follow, should_stop=lambda: stop.stopped)
-        yield from watch.events(step_ms=self._step_ms, debounce_ms=self._debounce_ms, is_over=stop.is_set)
-
-    def _events_of_watchfiles(self, stop: _Stop) -> Generator[Events]:
-        batches = watchfiles.watch(
-            os.fsdecode(self._root.path),
-            watch_filter=None,
-            step=self._step_ms,
-            debounce=self._debounce_ms,
-            rust_timeout=RUST_TIMEOUT_MS,
-            stop_event=stop,
-            raise_interrupt=False,
-            force_polling=False,
-            debug=False,
-            recursive=True,
-            ignore_permission_denied=True,
-        )
-        with contextlib.closing(batches):
-            for changes in batches:
-                by_bytes = frozenset((change, os.fsencode(path)) for change, path in changes)
-                # Its queue overflows without a word.
-                yield Events(by_bytes, len(by_bytes), lost=len(by_bytes) >= LARGE_BATCH)
+    def _events_until(self, stop: Stop) -> Generator[Events]:
+        top, step_ms, debounce_ms = self._root.path, self._step_ms, self._debounce_ms
+        if not self.by_bytes:
+            return events_of_watchfiles(top, stop, step_ms=step_ms, debounce_ms=debounce_ms)
+        watch = InotifyWatch(top, follow=self._follow, should_stop=lambda: stop.stopped)
+        return watch.events(step_ms=step_ms, debounce_ms=debounce_ms, is_over=stop.is_set)
 
     def _started(self) -> None:
         """Events are being received: what changed before can be found by a sweep from now on, without a gap."""
@@ -428,92 +335,6 @@ class _Watch:
         self._on_hints(Hints(root=self._root, directories=frozenset(directories), everything=everything))
 
 
-def sort_changes(root: Root, changes: Iterable[Change]) -> SortedChanges:
-    """Sort what is reported into files and directories; what lies outside the root is dropped.
-
-    A name that is there is asked what it is; one that is gone may have been either, and counts as both. What is told
-    of by way of a link to a directory is told again under its real path, if that lies in the root: the kernel knows
-    one watch for both, and watchfiles names only one of the ways.
-    """
-    prefix = root.path.rstrip(b"/") + b"/"
-    files: set[bytes] = set()
-    directories: set[bytes] = set()
-    made: set[bytes] = set()
-    links: set[bytes] = set()
-    sightings: dict[Mark, bytes] = {}
-    places: dict[bytes, bytes] = {}
-    for change, path in changes:
-        absolute = _real_path(path, prefix, places)
-        if absolute != root.path and not absolute.startswith(prefix):
-            continue
-        relative = absolute[len(prefix) :]
-        status = None if change is watchfiles.Change.deleted else _status(absolute)
-        mode = None if status is None else status.st_mode
-        if mode is None or not stat.S_ISDIR(mode):
-            files.add(relative)
-            if mode is not None and stat.S_ISLNK(mode):
-                links.add(relative)
-            if status is not None and change is watchfiles.Change.added:
-                sightings[mark_of(identity_of(status))] = relative
-        if mode is None or stat.S_ISDIR(mode):
-            directories.add(relative)
-        if mode is not None and stat.S_ISDIR(mode) and change is watchfiles.Change.added:
-            made.add(relative)
-    return SortedChanges(
-        files=frozenset(files - {b""}),
-        directories=outermost(directories),
-        made=outermost(made),
-        links=frozenset(links),
-        sightings=sightings,
-    )
-
-
-def _real_path(path: bytes, prefix: bytes, places: dict[bytes, bytes]) -> bytes:
-    """`path` with the links in its directory resolved, unless that leads out of `prefix`. `places`: those known."""
-    directory, name = os.path.split(path)
-    if directory not in places:
-        places[directory] = os.path.realpath(directory)
-    real = os.path.join(places[directory], name)
-    return real if real.startswith(prefix) else path
-
-
-def outermost(directories: Iterable[bytes]) -> frozenset[bytes]:
-    """Without those inside another: a scan takes in everything beneath."""
-    kept: list[bytes] = []
-    for directory in sorted(directories, key=lambda path: path.split(b"/")):
-        if not kept or not is_beneath(directory, kept[-1]):
-            kept.append(directory)
-    return frozenset(kept)
-
-
-def _status(path: bytes) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except OSError:
-        return None
-
-
-def _glance_at(path: bytes) -> _Glance:
-    """Runs in a thread: the root may be on a disk that hangs."""
-    mounts = read_mounts()
-    beneath = mounts_beneath(path, mounts)
-    polled = tuple(sorted(directory for directory, mount in beneath.items() if mount.is_network))
-    holding: Mount | None = mount_holding(path, mounts)
-    if holding is not None and holding.is_network:
-        polled = (b"",)
-    status = os.stat(path)
-    if not stat.S_ISDIR(status.st_mode):
-        raise NotADirectoryError(os.fsdecode(path))
-    devices = tuple(sorted((directory, mount.device) for directory, mount in beneath.items()))
-    return _Glance(status.st_dev, status.st_ino, devices, polled)
-
-
-def _ask(directory: bytes) -> None:
-    """Return once the filesystem says what is in a directory, or that it cannot."""
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
-        next(entries, None)
-
-
 def _alive_s() -> float:
     """Seconds that go on while the process is stopped and while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -527,6 +348,6 @@ def _explain(error: BaseException) -> str:
     if "creating recommended watcher" in str(error) and "os error 24" in str(error):
         # inotify_init1(2) says EMFILE for both; which of them it was does not come through watchfiles.
         return f"{error}; raise fs.inotify.max_user_instances (sysctl), or the limit of open files (ulimit -n)"
-    if _UNSAYABLE in str(error):
+    if UNSAYABLE in str(error):
         return f"{error}: {_End.NAMES.value}"
     return str(error) or repr(error)

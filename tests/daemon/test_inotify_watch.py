@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 import watchfiles
 
-from ckptd.daemon.inotify_watch import Events, InotifyWatch
+from ckptd.daemon.inotify_watch import InotifyWatch
+from ckptd.daemon.tree_events import Events
 
 ADDED, DELETED, MODIFIED = watchfiles.Change.added, watchfiles.Change.deleted, watchfiles.Change.modified
 QUEUE = int(pathlib.Path("/proc/sys/fs/inotify/max_queued_events").read_text())

@@ -18,10 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from ckptd.catalog.roots import Root
 from ckptd.catalog.state import State
 from ckptd.catalog.store import Catalog
+from ckptd.daemon.hints import SortedChanges
 from ckptd.daemon.journal import Journal
 from ckptd.daemon.metrics import Metrics
 from ckptd.daemon.settings import Settings
-from ckptd.daemon.watcher import SortedChanges, WatcherState, _Watch
+from ckptd.daemon.watcher import WatcherState, _Watch
 from ckptd.validators.findings import CATALOGUE
 from tests.catalog.catalog_records import put, record_of
 from tests.daemon.fakes import FakeBackend, serving

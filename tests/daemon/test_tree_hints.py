@@ -13,12 +13,12 @@ from ckptd.catalog.entry import Identities
 from ckptd.catalog.roots import Root
 from ckptd.catalog.store import Catalog, Change
 from ckptd.daemon.completeness import Completeness
+from ckptd.daemon.hints import Hints
 from ckptd.daemon.key import Key
 from ckptd.daemon.mounts import MountTable
 from ckptd.daemon.moves import Mark
 from ckptd.daemon.settings import Settings
 from ckptd.daemon.tree import Tree
-from ckptd.daemon.watcher import Hints
 from ckptd.validators.inspection import FileIdentity
 from tests.catalog.catalog_records import drop, put, record_of
 

@@ -19,8 +19,11 @@ import structlog
 import watchfiles
 
 from ckptd.catalog.roots import Root
-from ckptd.daemon import mounts, watcher
-from ckptd.daemon.watcher import WatcherState, sort_changes, watch_root
+from ckptd.daemon import glance, mounts, retries, tree_events, watcher
+from ckptd.daemon.hints import sort_changes
+from ckptd.daemon.moves import mark_of
+from ckptd.daemon.watcher import WatcherState, watch_root
+from ckptd.validators.reader import identity_of
 from tests.daemon.watched_roots import DEADLINE_S, Watched, watched
 
 Story = Callable[[Watched, Path], Awaitable[None]]
@@ -214,6 +217,19 @@ def test_a_tree_with_a_directory_that_is_not_utf8_is_watched(tmp_path: Path) -> 
     anyio.run(main)
 
 
+def test_a_large_batch_counts_as_one_in_which_events_were_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of watchfiles overflows without a word."""
+    monkeypatch.setattr(tree_events, "LARGE_BATCH", 20)
+
+    async def story(seen: Watched, root: Path) -> None:
+        for number in range(200):
+            (root / f"{number}.ckpt").write_bytes(b"")
+        await seen.until(lambda: seen.everything)
+        assert seen.state.overflows
+
+    tell(tmp_path, story)
+
+
 def test_a_failing_watch_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Watches used up cannot be had without breaking the machine's other users: the error is the real one's copy."""
     real, calls = watchfiles.watch, []
@@ -241,7 +257,7 @@ def test_a_network_filesystem_is_not_watched_but_swept_on_a_timer(
 ) -> None:
     """A mount table that calls this disk NFS stands for a server that cannot be had in a test."""
     table = (mounts.Mount(b"/", "0:1", b"/", "nfs4", b"server:/export"),)
-    monkeypatch.setattr(watcher, "read_mounts", lambda: table)
+    monkeypatch.setattr(glance, "read_mounts", lambda: table)
 
     async def main() -> None:
         async with watched(os.fsencode(tmp_path), poll_s=0.05) as seen:
@@ -262,7 +278,7 @@ def test_a_network_filesystem_beneath_a_root_is_scanned_on_a_timer(
         mounts.Mount(b"/", "0:1", b"/", "ext4", b"/dev/x"),
         mounts.Mount(there, "0:2", b"/", "nfs4", b"server:/export"),
     )
-    monkeypatch.setattr(watcher, "read_mounts", lambda: table)
+    monkeypatch.setattr(glance, "read_mounts", lambda: table)
 
     async def story(seen: Watched, root: Path) -> None:
         await seen.until(lambda: sum(b"nfs" in hint.directories for hint in seen.hints) >= 2)
@@ -372,6 +388,23 @@ def test_events_are_sorted_by_what_is_there_and_made_relative(tmp_path: Path) ->
     assert found.made == {b"run"}
 
 
+def test_what_appears_is_told_with_what_to_know_it_again_by(tmp_path: Path) -> None:
+    """A file of that inode, size and time that is missed elsewhere was moved there. A link stands for itself."""
+    for name in ("new.ckpt", "old.ckpt"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "link.ckpt").symlink_to("old.ckpt")
+    (tmp_path / "run.ckpt").mkdir()
+    changes = [
+        (watchfiles.Change.added, os.fsencode(tmp_path / "new.ckpt")),
+        (watchfiles.Change.added, os.fsencode(tmp_path / "link.ckpt")),
+        (watchfiles.Change.added, os.fsencode(tmp_path / "run.ckpt")),
+        (watchfiles.Change.modified, os.fsencode(tmp_path / "old.ckpt")),
+    ]
+    found = sort_changes(Root(os.fsencode(tmp_path)), changes)
+    expected = {mark_of(identity_of((tmp_path / name).lstat())): name.encode() for name in ("new.ckpt", "link.ckpt")}
+    assert found.sightings == expected
+
+
 def test_an_event_of_the_root_itself_means_all_of_it(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     changes = [
@@ -413,13 +446,13 @@ def test_what_is_told_by_way_of_a_link_to_a_directory_is_hinted_where_it_is(tmp_
 
 def test_a_watch_that_keeps_breaking_does_not_fill_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something as lasting as a name that is not UTF-8 would else be told of every five seconds, for ever."""
-    monkeypatch.setattr(watcher, "BACKOFF_S", (0.0,) * 6)
+    monkeypatch.setattr(retries, "BACKOFF_S", (0.0,) * 6)
     told = structlog.testing.CapturingLogger()
     log = structlog.wrap_logger(told, processors=[], wrapper_class=structlog.stdlib.BoundLogger)
     state = WatcherState()
     file = tmp_path / "root"
     file.mkdir()
-    monkeypatch.setattr(watcher, "_glance_at", _failing_disk)
+    monkeypatch.setattr(watcher, "glance_at", _failing_disk)
 
     async def main() -> None:
         async with anyio.create_task_group() as tasks:
@@ -450,7 +483,7 @@ def test_a_watch_of_a_large_tree_that_breaks_again_and_again_does_not_walk_it_al
     failures: int, start_s: float, started: bool, wait_s: float
 ) -> None:
     """A file in use whose name is not UTF-8 ends each watch as soon as it has begun."""
-    assert watcher.retry_in_s(failures, start_s, started=started) == wait_s
+    assert retries.retry_in_s(failures, start_s, started=started) == wait_s
 
 
 def _failing_disk(path: bytes) -> None:

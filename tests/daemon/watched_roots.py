@@ -7,7 +7,8 @@ import anyio
 import structlog
 
 from ckptd.catalog.roots import Root
-from ckptd.daemon.watcher import Hints, WatcherState, watch_root
+from ckptd.daemon.hints import Hints
+from ckptd.daemon.watcher import WatcherState, watch_root
 
 DEADLINE_S = 60.0
 
