@@ -54,10 +54,13 @@ def test_what_is_written_while_a_search_stands_is_found_by_it(page: Page, daemon
     expect_count(page, "2 of 4")
 
 
-def test_without_the_daemon_the_page_finds_what_it_knows(page: Page, daemon: Daemon, visitor: Visitor) -> None:
+def test_without_the_daemon_the_page_finds_what_it_knows_and_says_that_this_is_not_all(
+    page: Page, daemon: Daemon, visitor: Visitor
+) -> None:
     visitor.expects(LOST_CONNECTION)
     daemon.kill()
     expect(page.get_by_text("Not live")).to_be_visible()
     search(page, "run_1")
     expect_count(page, "1 of 3")
     assert len(names(page)) == 1
+    expect(page.get_by_role("banner")).to_contain_text("configs were not searched")
