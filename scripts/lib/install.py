@@ -1,6 +1,7 @@
 """scripts/install: set ckptd up as a service, bring it up to date, or remove it; every step can be repeated."""
 
 import argparse
+import contextlib
 import glob
 import json
 import os
@@ -15,6 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leav
 from install_package import install_package, interpreter, is_ours
 from install_plan import (
     CONFIG_DIRECTORY,
+    CREDENTIALS,
     DEFAULT_PREFIX,
     DROP_IN,
     REPO,
@@ -28,7 +30,9 @@ from install_plan import (
     unit_files,
     unreachable_for_others,
 )
+from installed import alone, enabled_setups, group_of, is_active, is_outdated, prefix_of, refused_access
 from machine import InstallError, UsageError, answer, has_group, has_user, run
+from starting import start
 
 START_DEADLINE_S = 120.0
 _PRINT_ROOTS = """
@@ -55,8 +59,6 @@ class Installer:
         self.setup = setup
         self.dry_run = dry_run
         self._destdir = destdir
-        self.changed = False
-        """Something is on the machine now that the running service does not know."""
 
     # ---- steps ---------------------------------------------------------------------------------------------
 
@@ -67,7 +69,6 @@ class Installer:
             self.tell("kept", path)
             return
         self.tell("wrote", path)
-        self.changed = True
         if not self.dry_run:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".{target.name}.new")
@@ -99,9 +100,20 @@ class Installer:
             return ""
         return run(*command, tolerate=tolerate)
 
-    def is_active(self, unit: str) -> bool:
-        """Whether a unit is active, as far as this machine has units."""
-        return not self.dry_run and run("systemctl", "is-active", unit, tolerate=True).strip() == "active"
+    def start(self, unit: str) -> None:
+        """Start a unit; a service that runs is restarted where something of it is newer than it.
+
+        Raises:
+            InstallError: it did not start.
+        """
+        is_running = not self.dry_run and is_active(unit)
+        if is_running and unit.endswith(".service") and is_outdated(unit, self.setup.parts):
+            verb = "restart"
+        else:
+            verb = "start"  # the socket is never restarted: it is what keeps the connections
+        self.tell("ran", f"systemctl {verb} {unit}")
+        if not self.dry_run:
+            start(verb, unit)
 
     def tell(self, what: str, which: str) -> None:
         """One line for each step."""
@@ -113,18 +125,19 @@ class Installer:
         if self.dry_run:
             self.tell("installed", f"ckptd from {wheel or REPO} in {prefix}")
         elif install_package(prefix, wheel):
-            self.changed = True
             self.tell("installed", f"ckptd in {prefix}")
         else:
             self.tell("kept", f"{prefix}: it holds this version already")
 
+    def _there(self, pattern: str) -> list[str]:
+        """What lies on the machine under a pattern."""
+        return [path.removeprefix(self._destdir) for path in sorted(glob.glob(self._destdir + pattern))]
+
     # ---- the whole -----------------------------------------------------------------------------------------
 
-    def install(self, roots: list[str], port: int | None, wheel: str | None, *, start: bool) -> None:
-        """Everything, in the order in which it is needed."""
+    def install(self, roots: list[str], port: int | None, *, start: bool) -> None:
+        """Everything but the package, in the order in which it is needed."""
         setup = self.setup
-        if not self._destdir:
-            self.install_package(wheel)
         for path, text in unit_files(setup.prefix):
             self.write(path, text)
         if not self._destdir and setup.owner is None:
@@ -135,17 +148,19 @@ class Installer:
             return
         self.run("systemctl", "daemon-reload")
         units = [unit for unit in (setup.socket, setup.service) if unit is not None]
+        if start:
+            self._start(units)
+        # Only now: what did not start is not set up, and no later run has to bring it up to date.
         self.run("systemctl", "enable", "--quiet", *units)
-        if not start:
-            return
-        if setup.socket is not None and not self.is_active(setup.socket):
-            self.run("systemctl", "stop", setup.service)  # it may hold the port itself
-        # The socket first, and never restarted for a new version: it is what keeps the connections.
-        for unit in units:
-            is_service = unit == setup.service
-            self.run("systemctl", "restart" if is_service and self.changed else "start", unit)
-        if not self.dry_run:
+        if start and not self.dry_run:
             tell_page(setup)
+
+    def _start(self, units: list[str]) -> None:
+        setup = self.setup
+        if setup.socket is not None and not self.dry_run and not is_active(setup.socket):
+            self.run("systemctl", "stop", setup.service)  # it may hold the port itself
+        for unit in units:
+            self.start(unit)
 
     def roots(self, given: list[str]) -> list[str]:
         """The roots that the configuration names, as far as it can be read here."""
@@ -163,7 +178,16 @@ class Installer:
         for root in roots:
             if not os.path.isdir(root):
                 note(f"{root} is not there; the service waits for it, and shows no checkpoints of it until then")
+            elif not (self._destdir or self.dry_run):
+                self._note_access(root)
         return roots
+
+    def _note_access(self, root: str) -> None:
+        refused = refused_access(self.setup, root, writes=not self.setup.read_only)
+        if refused is not None:
+            unread = "cannot read" in refused
+            then = "nothing of it is shown" if unread else "metadata is kept in the state, not beside the checkpoints"
+            note(f'{refused}: until it can, {then}; docs/operations.md, "Whose files", has three ways')
 
     def uninstall(self, *, purge: bool) -> None:
         """Everything but what people wrote and what ckptd learned; with `purge` that too."""
@@ -180,23 +204,21 @@ class Installer:
                 *(u for u in there if u.endswith(".service")),
             ):
                 self.run("systemctl", "disable", "--quiet", "--now", unit, tolerate=True)
-        drop_ins = glob.glob(f"{self._destdir}{UNIT_DIRECTORY}/ckptd*.service.d/{DROP_IN}")
-        for path in [
-            *(f"{UNIT_DIRECTORY}/{unit}" for unit in UNITS),
-            SYSUSERS,
-            *(p.removeprefix(self._destdir) for p in drop_ins),
-        ]:
+        for path in [*(f"{UNIT_DIRECTORY}/{unit}" for unit in UNITS), SYSUSERS]:
             self.remove(path)
-        for directory in {os.path.dirname(path) for path in drop_ins}:
+        for path in self._there(f"{UNIT_DIRECTORY}/ckptd*.service.d/{DROP_IN}"):
+            self.remove(path)
+            directory = self._destdir + os.path.dirname(path)
             if not self.dry_run and not os.listdir(directory):
                 os.rmdir(directory)
         if is_ours(f"{self._destdir}{self.setup.prefix}"):
             self.remove(self.setup.prefix)
-        states = [path.removeprefix(self._destdir) for path in glob.glob(f"{self._destdir}/var/lib/ckptd*")]
-        for path in [CONFIG_DIRECTORY, *states]:
+        # What people wrote: settings, changes of units (`systemctl edit`), tokens; and what ckptd learned.
+        left = [f"{UNIT_DIRECTORY}/ckptd*.d", CREDENTIALS, CONFIG_DIRECTORY, "/var/lib/ckptd*"]
+        for path in [path for pattern in left for path in self._there(pattern)]:
             if purge:
                 self.remove(path)
-            elif os.path.exists(self._destdir + path):
+            else:
                 self.tell("kept", f"{path} (--purge removes it)")
         if not self._destdir:
             self.run("systemctl", "daemon-reload")
@@ -256,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--owner", help="an instance of its own for this user: ckptd@OWNER")
     which.add_argument("--read-only", action="store_true", help="write nothing beside the checkpoints: ckptd-readonly")
     made.add_argument("--port", type=port_number, help="port of an --owner's instance (default: 8765)")
-    made.add_argument("--prefix", default=DEFAULT_PREFIX, help=f"where ckptd is installed (default: {DEFAULT_PREFIX})")
+    made.add_argument("--prefix", help=f"where ckptd is installed (default: where it is, else {DEFAULT_PREFIX})")
     made.add_argument("--wheel", help="install this wheel instead of building the checkout")
     made.add_argument("--no-socket", action="store_true", help="the service opens its port itself, as ckptd.yaml says")
     made.add_argument("--no-start", action="store_true", help="enable it, and leave the start to you")
@@ -328,21 +350,46 @@ def _check_machine() -> None:
         raise InstallError("this machine was not booted by systemd; run `ckptd serve` under its own supervisor")
 
 
+def setups_for(options: argparse.Namespace) -> list[Setup]:
+    """What is asked for; where nothing says which, what is set up on this machine already."""
+    asked = Setup(options.owner, options.read_only, options.group, not options.no_socket, options.prefix)
+    says_which = (options.owner, options.read_only, options.group, options.no_socket, options.root, options.uninstall)
+    if not (any(says_which) or options.destdir) and os.path.isdir("/run/systemd/system"):
+        setups = enabled_setups(options.prefix) or [asked]
+    else:
+        setups = [asked]
+    return [setup._replace(group=setup.group or group_of(options.destdir, setup)) for setup in setups]
+
+
+def install(setups: list[Setup], options: argparse.Namespace) -> None:
+    """The package, and every set-up; other services that run are restarted where the package is newer than they."""
+    roots = [os.path.abspath(root) for root in options.root]
+    installers = [Installer(setup, destdir=options.destdir, dry_run=options.dry_run) for setup in setups]
+    if not options.destdir:
+        installers[0].install_package(options.wheel)
+    for installer in installers:
+        installer.install(roots, options.port, start=not options.no_start)
+    if options.destdir or options.dry_run or options.no_start:
+        return
+    done = {setup.service for setup in setups}
+    for other in enabled_setups(options.prefix):
+        if other.service not in done and is_active(other.service):
+            Installer(other, destdir="", dry_run=False).start(other.service)
+
+
 def main() -> int:
     """Returns the exit code: 0 fine, 2 usage, 3 the machine."""
     options = parser().parse_args()
-    prefix = os.path.normpath(options.prefix)
-    setup = Setup(options.owner, options.read_only, options.group, not options.no_socket, prefix)
+    options.destdir = os.path.abspath(options.destdir) if options.destdir else ""
+    options.prefix = os.path.normpath(options.prefix or prefix_of(options.destdir) or DEFAULT_PREFIX)
     try:
         check(options)
-        installer = Installer(
-            setup, destdir=os.path.abspath(options.destdir) if options.destdir else "", dry_run=options.dry_run
-        )
-        if options.uninstall:
-            installer.uninstall(purge=options.purge)
-        else:
-            roots = [os.path.abspath(root) for root in options.root]
-            installer.install(roots, options.port, options.wheel, start=not options.no_start)
+        with contextlib.nullcontext() if options.destdir or options.dry_run else alone():
+            setups = setups_for(options)
+            if options.uninstall:
+                Installer(setups[0], destdir=options.destdir, dry_run=options.dry_run).uninstall(purge=options.purge)
+            else:
+                install(setups, options)
     except (UsageError, ValueError) as error:
         print(f"scripts/install: {error}", file=sys.stderr)
         return 2

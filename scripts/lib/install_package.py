@@ -8,11 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from install_plan import REPO
-from machine import run
+from install_plan import REPO, STAMP
+from machine import InstallError, run
 
-STAMP = ".ckptd-wheel"
-"""In the prefix: the digest of the wheel that is installed there; it also marks the prefix as ours to remove."""
+NEEDED_MB = 100
+"""What an environment with ckptd takes: 72 MB (measured), and what pip unpacks meanwhile."""
 _BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "setup.py", "setup.cfg", "scripts", "daemon")
 _BUILT_FROM += ("catalog", "validators", "constraints.txt")
 
@@ -39,18 +39,54 @@ def install_package(prefix: str, wheel: str | None) -> bool:
         built = Path(wheel) if wheel is not None else build_wheel(Path(scratch))
         digest = hashlib.sha256(built.read_bytes()).hexdigest()
         stamp = Path(prefix, STAMP)
-        if stamp.exists() and stamp.read_text(encoding="ascii") == digest and works(prefix):
+        held = stamp.read_text(encoding="ascii") if stamp.exists() else ""
+        if held == digest and works(prefix):
             return False
-        if not works(prefix):
-            run(sys.executable, "-m", "venv", "--clear", prefix)
-            os.chmod(prefix, 0o755)  # also under a umask that closes it to the service's user
+        if not (held and works(prefix)):
+            make_environment(prefix)
+        stamp.write_text("", encoding="ascii")  # what a full disk leaves half made is made anew next time
         pip = (f"{prefix}/bin/python", "-m", "pip", "install", "-qq", "--no-input", "-c", f"{REPO}/constraints.txt")
-        run(*pip, str(built))
+        run_with_room(prefix, *pip, str(built))
         # The version may be the same while the contents are not.
-        run(*pip, "--force-reinstall", "--no-deps", str(built))
+        run_with_room(prefix, *pip, "--force-reinstall", "--no-deps", str(built))
         shutil.copytree(REPO / "docs", Path(prefix, "share", "doc", "ckptd"), dirs_exist_ok=True)
         stamp.write_text(digest, encoding="ascii")
     return True
+
+
+def make_environment(prefix: str) -> None:
+    """A Python environment without anything in it.
+
+    Raises:
+        InstallError: it cannot be made, or would take the place of what others made.
+    """
+    if os.path.isdir(prefix) and os.listdir(prefix) and not is_ours(prefix):
+        raise InstallError(f"{prefix} holds what scripts/install did not put there; empty it, or name another --prefix")
+    try:
+        run_with_room(prefix, sys.executable, "-m", "venv", "--clear", prefix)
+        os.chmod(prefix, 0o755)  # also under a umask that closes it to the service's user
+    finally:
+        if os.path.isdir(prefix):
+            Path(prefix, STAMP).touch()  # also a half of it is ours to remove
+
+
+def run_with_room(prefix: str, *command: str) -> None:
+    """Run a command that fills the prefix. pip and venv do not always say that a disk is full.
+
+    Raises:
+        InstallError: it failed.
+    """
+    try:
+        run(*command)
+    except InstallError as error:
+        place = next(place for place in (prefix, *map(str, Path(prefix).parents)) if os.path.isdir(place))
+        left_mb = shutil.disk_usage(place).free >> 20
+        if left_mb >= NEEDED_MB:
+            raise
+        raise InstallError(
+            f"ckptd could not be installed in {prefix}, whose disk has {left_mb} MB left, and {NEEDED_MB} are needed; "
+            f"make room, or name another --prefix. It ended with: {str(error).splitlines()[-1]}"
+        ) from error
 
 
 def build_wheel(scratch: Path) -> Path:

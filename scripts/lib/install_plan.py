@@ -8,11 +8,15 @@ from typing import NamedTuple
 
 REPO = Path(__file__).resolve().parents[2]
 DEFAULT_PREFIX = "/opt/ckptd"
+STAMP = ".ckptd-wheel"
+"""In the prefix: the digest of the wheel that is installed there; it also marks the prefix as ours to remove."""
 UNIT_DIRECTORY = "/etc/systemd/system"
 SYSUSERS = "/etc/sysusers.d/ckptd.conf"
 CONFIG_DIRECTORY = "/etc/ckptd"
 DROP_IN = "10-install.conf"
 """Ours to write; what people change lies beside it, as `systemctl edit` does it."""
+CREDENTIALS = "/etc/credstore/ckptd*token"
+"""Where the documentation says that tokens of one's own lie."""
 UNITS = ("ckptd.service", "ckptd@.service", "ckptd-readonly.service", "ckptd.socket", "ckptd-readonly.socket")
 _HIDDEN = ("/home", "/root", "/run/user")
 """What ProtectHome= covers, systemd.exec(5)."""
@@ -58,6 +62,20 @@ class Setup(NamedTuple):
     def drop_in(self) -> str:
         """What depends on this machine: the trees, the group, the interpreter."""
         return f"{UNIT_DIRECTORY}/{self.service}.d/{DROP_IN}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Files, and directories of drop-ins, that the service is started from."""
+        template = (
+            f"{UNIT_DIRECTORY}/{'ckptd@' if self.owner is not None else self.service.removesuffix('.service')}.service"
+        )
+        return (f"{self.prefix}/{STAMP}", template, f"{template}.d", os.path.dirname(self.drop_in), self.config)
+
+
+def setup_of(service: str, *, with_socket: bool, group: str | None, prefix: str) -> Setup:
+    """The set-up whose service a unit is."""
+    owner = service.partition("@")[2].removesuffix(".service") or None
+    return Setup(owner, service == "ckptd-readonly.service", group, with_socket, prefix)
 
 
 def unit_files(prefix: str) -> Iterator[tuple[str, str]]:

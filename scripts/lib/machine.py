@@ -52,6 +52,11 @@ def has_group(name: str) -> bool:
     return True
 
 
+def group_number(name: str) -> int:
+    """A group's number; the machine knows it."""
+    return grp.getgrnam(name).gr_gid
+
+
 def answer(url: str) -> int | None:
     """The status of an answer; None without one."""
     try:
