@@ -5,7 +5,7 @@ import msgspec
 from ckptd.validators.text import counted
 
 from .settings import Settings
-from .status import CatalogStatus, Status
+from .status import CatalogStatus, RootStatus, Status
 
 STALLED_S = 60.0
 """A sweep that is later than its schedule by this much is stalled."""
@@ -28,8 +28,13 @@ def judge_service(status: Status, settings: Settings, *, now: float, sweep_due_s
 
 def _fatal(status: Status) -> list[str]:
     if status.roots and not any(root.online for root in status.roots):
-        return ["no root can be read: " + "; ".join(f"{r.path}: {r.last_error or 'missing'}" for r in status.roots)]
+        return ["no root can be read: " + "; ".join(map(_why_offline, status.roots))]
     return []
+
+
+def _why_offline(root: RootStatus) -> str:
+    why = root.last_error or "missing"
+    return why if why.startswith(root.path) else f"{root.path}: {why}"
 
 
 def _late(status: Status, now: float, sweep_due_s: float) -> list[str]:

@@ -66,6 +66,12 @@ def test_a_service_without_any_readable_root_is_unhealthy() -> None:
     assert "no root can be read: /b: I/O error" in judged.reasons
 
 
+def test_a_root_is_named_once_in_its_reason() -> None:
+    error = "/b cannot be opened: No such file or directory"
+    judged = _judge(_status(roots=(RootStatus(path="/b", online=False, watching=False, last_error=error),)))
+    assert f"no root can be read: {error}" in judged.reasons
+
+
 def test_low_coverage_is_no_trouble_while_sidecars_are_being_written() -> None:
     judged = _judge(_status(by_health={"valid": 10}, with_sidecar=0, writing_sidecars=10))
     assert judged.state is CatalogStatus.HEALTHY
