@@ -14,7 +14,9 @@ hypothesis.settings.load_profile("ckptd")
 
 
 LONG = {
-    *("faults/test_failing_disk.py", "faults/test_flat_directory.py", "faults/test_large_trees.py"),
+    *("catalog/callbacks/test_distributed.py", "catalog/test_training_guide.py"),
+    *("daemon/test_commands_metadata_stopped.py", "faults/test_campaign.py"),
+    *("faults/test_failing_disk.py", "faults/test_flat_directory.py"),
     *("scripts/test_page_backend.py", "service/test_real_systemd.py", "service/test_schemathesis.py"),
     *("validators/test_architecture.py", "web/test_accessible.py", "web/test_large.py", "web/test_live.py"),
 }
