@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # python -I leaves it out
@@ -31,10 +30,9 @@ from install_plan import (
     unreachable_for_others,
 )
 from installed import alone, enabled_setups, group_of, is_active, is_outdated, prefix_of, refused_access
-from machine import InstallError, UsageError, answer, has_group, has_user, run
-from starting import start
+from machine import InstallError, UsageError, has_group, has_user, run
+from starting import start, tell_page
 
-START_DEADLINE_S = 120.0
 _PRINT_ROOTS = """
 import json, sys
 from ckptd.daemon.settings_loader import SettingsError, load_settings
@@ -232,32 +230,6 @@ class Installer:
 def note(text: str) -> None:
     """Something to know that is no reason to stop."""
     print(f"note: {text}", flush=True)
-
-
-def tell_page(setup: Setup) -> None:
-    """Wait until the service answers, and say where.
-
-    Raises:
-        InstallError: it does not.
-    """
-    deadline = time.monotonic() + START_DEADLINE_S
-    while True:
-        status = run("systemctl", "show", "--property", "StatusText", "--value", setup.service, tolerate=True)
-        url = re.search(r"http://\S+?(?=[;\s]|$)", status)
-        if url is not None and answer(f"{url[0]}/health") == 200:
-            break
-        if time.monotonic() > deadline:
-            raise InstallError(f"{setup.service} does not answer; journalctl -u {setup.service} says why")
-        time.sleep(0.2)
-    print(f"{setup.service} is active. The page: {url[0]}/")
-    if answer(f"{url[0]}/checkpoints?page_size=1") == 401:
-        command = f"{setup.prefix}/bin/ckptd token --state-dir {setup.state}"
-        token = run(*command.split(), tolerate=True).strip() if sys.stdout.isatty() else ""
-        print(
-            f"It asks for a token: {url[0]}/?token={token}"
-            if token
-            else f"It asks for a token; as root, `{command}` prints it."
-        )
 
 
 # ---- the command line --------------------------------------------------------------------------------------------

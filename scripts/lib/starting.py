@@ -1,13 +1,17 @@
-"""Units that are started; where one does not start, what the journal knows of why, in words."""
+"""Units that are started, and asked where they answer; where one does not start, why, in words."""
 
 import errno
 import json
 import re
 import socket
+import sys
+import time
 
+from install_plan import Setup
 from installed import is_active
-from machine import InstallError, run
+from machine import InstallError, answer, run
 
+START_DEADLINE_S = 120.0
 _LINES = 40
 _MAX_TOLD = 3
 
@@ -25,6 +29,32 @@ def start(verb: str, unit: str) -> None:
         run("journalctl", "--sync", tolerate=True)
         told = _journal("--unit", unit, f"--lines={_LINES}", *([f"--after-cursor={cursor}"] if cursor else []))
         raise InstallError(f"{unit} does not start: {'; '.join(reasons(told))}. {remedy(unit, told)}") from None
+
+
+def tell_page(setup: Setup) -> None:
+    """Wait until the service answers, and say where.
+
+    Raises:
+        InstallError: it does not.
+    """
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        status = run("systemctl", "show", "--property", "StatusText", "--value", setup.service, tolerate=True)
+        url = re.search(r"http://\S+?(?=[;\s]|$)", status)
+        if url is not None and answer(f"{url[0]}/health") == 200:
+            break
+        if time.monotonic() > deadline:
+            raise InstallError(f"{setup.service} does not answer; journalctl -u {setup.service} says why")
+        time.sleep(0.2)
+    print(f"{setup.service} is active. The page: {url[0]}/")
+    if answer(f"{url[0]}/checkpoints?page_size=1") == 401:
+        command = f"{setup.prefix}/bin/ckptd token --state-dir {setup.state}"
+        token = run(*command.split(), tolerate=True).strip() if sys.stdout.isatty() else ""
+        print(
+            f"It asks for a token: {url[0]}/?token={token}"
+            if token
+            else f"It asks for a token; as root, `{command}` prints it."
+        )
 
 
 def reasons(journal: str) -> list[str]:
