@@ -45,6 +45,7 @@ def test_a_planted_index_is_replaced_without_being_read(tmp_path: Path) -> None:
     assert (tmp_path / os.fsdecode(INDEX_NAME)).stat().st_size < 1000
 
 
+@pytest.mark.slow
 def test_an_index_of_more_experiments_than_anybody_has_is_not_read(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(INDEX_NAME)).write_bytes(_index_of(experiments=1_500_000))
     assert "more experiments" in _said("read", tmp_path)

@@ -6,7 +6,7 @@ import pathlib
 import anyio
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptd.daemon.answer_checks import COUNTED_FROM_BYTES, MAX_VALUES, check_size
@@ -73,7 +73,7 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(plain, max_size=20))
 def test_values_are_counted_as_msgpack_writes_them(values: list[object]) -> None:
     """Counted wrongly, what follows a value would be taken for something else: here for a list that is too long."""
