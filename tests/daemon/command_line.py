@@ -1,17 +1,20 @@
-"""Running `ckptd` as its users do: in a process of its own."""
+"""Running `ckptd` as its users do: in a process of its own, started afresh or forked from one that is ready."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.daemon.prepared_commands import prepared
+
 CKPTD = str(Path(sys.executable).with_name("ckptd"))
 TIMEOUT_S = 120
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
@@ -22,10 +25,16 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
     return kept | {"HOME": str(home)} | extra
 
 
-def ckptd(
-    *arguments: str | Path, home: Path, cwd: Path | None = None, **extra: str
-) -> subprocess.CompletedProcess[str]:
-    """Run to the end."""
+def ckptd(*arguments: str | Path, home: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end, in a process that is forked from one with all commands imported."""
+    if any(name.startswith("PYTHON") for name in extra):
+        return ckptd_afresh(*arguments, home=home, **extra)
+    command = [CKPTD, *map(str, arguments)]
+    return prepared().run(command, home, environment(home, **extra), TIMEOUT_S)
+
+
+def ckptd_afresh(*arguments: str | Path, home: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end, as a shell would start it."""
     return subprocess.run(
         [CKPTD, *map(str, arguments)],
         capture_output=True,
@@ -37,9 +46,9 @@ def ckptd(
     )
 
 
-def ckptd_json(*arguments: str | Path, home: Path, status: int = 0) -> Any:
+def ckptd_json(*arguments: str | Path, home: Path, status: int = 0, run: Run = ckptd) -> Any:
     """The JSON of a run with `--json`, which must end with `status`."""
-    result = ckptd(*arguments, "--json", home=home)
+    result = run(*arguments, "--json", home=home)
     assert result.returncode == status, result.stderr
     return json.loads(result.stdout)
 

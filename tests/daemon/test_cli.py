@@ -19,7 +19,7 @@ from ckptd.daemon.commands import output
 from ckptd.daemon.commands.junit import render_junit
 from ckptd.daemon.rootlock import RootLock
 from ckptd.validators.findings import Severity
-from tests.daemon.command_line import CKPTD, TIMEOUT_S, ckptd, ckptd_json, damage, environment, save
+from tests.daemon.command_line import CKPTD, TIMEOUT_S, ckptd, ckptd_afresh, ckptd_json, damage, environment, save
 from tests.faults.campaign import put
 from tests.faults.subjects import subjects
 
@@ -30,7 +30,7 @@ COMMANDS = ("serve", "ls", "show", "diff", "validate", "metadata", "index", "wat
 
 
 def test_help_names_every_command_and_every_exit_code(tmp_path):
-    result = ckptd("--help", home=tmp_path)
+    result = ckptd_afresh("--help", home=tmp_path)
     assert result.returncode == 0
     for word in (*COMMANDS, "exit codes", "usage", "environment"):
         assert word in result.stdout
@@ -38,7 +38,7 @@ def test_help_names_every_command_and_every_exit_code(tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_its_json(tmp_path, command):
-    result = ckptd(command, "--help", home=tmp_path)
+    result = ckptd_afresh(command, "--help", home=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "exit codes" in result.stdout
     if command != "index":
@@ -64,7 +64,7 @@ def test_serving_never_imports_torch():
 def test_the_version_is_the_installed_one(tmp_path):
     from importlib.metadata import version
 
-    assert ckptd("--version", home=tmp_path).stdout == f"ckptd {version('ckptd')}\n"
+    assert ckptd_afresh("--version", home=tmp_path).stdout == f"ckptd {version('ckptd')}\n"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,13 @@ def test_wrong_usage_exits_2_and_says_why(tmp_path, arguments):
     assert result.returncode == 2
     assert result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_these_tests_fork_tells_and_ends_as_a_fresh_one_does(tmp_path):
+    damage(save(tmp_path / "bad.ckpt"))
+    for arguments in (["validate", "."], ["ls"], ["frobnicate"], ["index", "verify", ".", "--json"]):
+        forked, fresh = ckptd(*arguments, home=tmp_path), ckptd_afresh(*arguments, home=tmp_path)
+        assert vars(forked) == vars(fresh)
 
 
 def test_every_setting_is_a_flag_of_serve(tmp_path):
@@ -114,7 +121,7 @@ def test_flags_of_every_kind_reach_the_settings(flags, expected, monkeypatch):
 def test_validate_exits_0_when_all_is_well_and_tells_each_in_a_line(tmp_path):
     save(tmp_path / "run" / "a.ckpt")
     save(tmp_path / "run" / "b.ckpt")
-    result = ckptd("validate", "run", home=tmp_path)
+    result = ckptd_afresh("validate", "run", home=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     assert [(line[0], line[1]) for line in lines] == [("run/a.ckpt", "valid"), ("run/b.ckpt", "valid")]
@@ -510,7 +517,7 @@ def test_a_reader_that_has_read_enough_ends_the_command_quietly(tmp_path):
 
 def test_metadata_writes_what_is_missing_and_a_second_run_finds_nothing_to_do(tmp_path):
     save(tmp_path / "exp" / "checkpoints" / "a.ckpt")
-    first = ckptd_json("metadata", tmp_path, home=tmp_path)
+    first = ckptd_json("metadata", tmp_path, home=tmp_path, run=ckptd_afresh)
     assert first["counts"] == {"written": 1}
     sidecar = tmp_path / "exp" / "checkpoints" / "a.ckpt.metadata.yaml"
     assert "schema_version" in sidecar.read_text()
@@ -583,8 +590,8 @@ def test_the_short_name_can_be_chosen(tmp_path):
 
 def test_the_index_is_verified_as_missing_then_current_then_different(tmp_path):
     save(tmp_path / "tree" / "exp" / "checkpoints" / "a.ckpt")
-    assert ckptd("index", "verify", "tree", home=tmp_path).returncode == 1
-    assert ckptd("index", "rebuild", "tree", home=tmp_path).returncode == 0
+    assert ckptd_afresh("index", "verify", "tree", home=tmp_path).returncode == 1
+    assert ckptd_afresh("index", "rebuild", "tree", home=tmp_path).returncode == 0
     assert json.loads((tmp_path / "tree" / ".checkpoint_index.json").read_text())["version"] == "2.0"
     assert ckptd("index", "verify", "tree", home=tmp_path).returncode == 0
     save(tmp_path / "tree" / "exp" / "checkpoints" / "b.ckpt")
@@ -602,7 +609,7 @@ def test_the_index_is_verified_as_missing_then_current_then_different(tmp_path):
 
 @pytest.mark.parametrize("command", [["ls"], ["show", "x.ckpt"], ["watch"], ["rebuild"], ["token"]])
 def test_without_a_daemon_the_message_says_how_to_start_one(tmp_path, command):
-    result = ckptd(*command, home=tmp_path)
+    result = ckptd_afresh(*command, home=tmp_path)
     assert result.returncode == 3
     assert "ckptd serve" in result.stderr
     assert "Traceback" not in result.stderr

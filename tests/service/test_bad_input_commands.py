@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.daemon.command_line import CKPTD, TIMEOUT_S, environment
+from tests.daemon.command_line import ckptd
 from tests.service.checkpoints import checkpoint_bytes, write_in_place
 from tests.service.daemons import Daemon, eventually
 
@@ -45,15 +45,7 @@ def daemon(home: pathlib.Path) -> Iterator[Daemon]:
 
 
 def run(home: pathlib.Path, *arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [CKPTD, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S,
-        cwd=home,
-        env=environment(home, **({} if url is None else {"CKPTD_URL": url})),
-    )
+    result = ckptd(*arguments, home=home, **({} if url is None else {"CKPTD_URL": url}))
     assert "Traceback" not in result.stderr
     assert "\x1b" not in result.stdout + result.stderr, "names of files reach no terminal as commands"
     assert "udcff" not in result.stdout + result.stderr, "names are shown by their bytes"

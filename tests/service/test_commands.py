@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon.command_line import CKPTD, ckptd, ckptd_json, damage, environment, save
+from tests.daemon.command_line import CKPTD, ckptd_json, damage, environment, save
+from tests.daemon.command_line import ckptd_afresh as ckptd  # those that need a daemon are started afresh here
 
 DEADLINE_S = 60
 
