@@ -1,5 +1,6 @@
 """The tensors of several checkpoints, aligned by name; "same" and "changed" only where recorded checksums prove it."""
 
+import collections
 import enum
 import itertools
 from collections.abc import Sequence
@@ -249,13 +250,13 @@ def _evidence(described: Description | None) -> ChecksumEvidence:
 
 def _by_key(table: Sequence[TensorInfo], prefix: str) -> dict[Key, TensorInfo]:
     found: dict[Key, TensorInfo] = {}
+    again: collections.defaultdict[Key, int] = collections.defaultdict(lambda: 1)
     for tensor in table:
         name = tensor.name[len(prefix) :] if tensor.role == "weights" else tensor.name
-        key = (tensor.role, name)
-        again = 2
+        key = first = (tensor.role, name)
         while key in found:  # `{"a": {"b": x}, "a.b": y}`
-            key = (tensor.role, f"{name} ({again})")
-            again += 1
+            again[first] += 1  # kept: to count from 2 for each takes the square of how many a hostile file has
+            key = (tensor.role, f"{name} ({again[first]})")
         found[key] = tensor
     return found
 

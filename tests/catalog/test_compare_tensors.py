@@ -11,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptd.catalog.compare import Sameness
-from ckptd.catalog.compare_tensors import ChecksumEvidence, TensorChange, TensorSelection, align
-from ckptd.validators.inspection import Level
+from ckptd.catalog.compare_tensors import ChecksumEvidence, TensorChange, TensorSelection, align, compare_tensors
+from ckptd.catalog.description import CheckpointMetadata, Description
+from ckptd.catalog.entry import Health, Identities, MetadataSource, make_record
+from ckptd.catalog.roots import Root
+from ckptd.validators.inspection import FileIdentity, Inspection, Level, TensorInfo
 from tests.catalog.compared_files import changes, compared, save, weights
 from tests.validators.directory_files import save_dcp
 
@@ -218,3 +221,22 @@ def test_a_wrapper_around_all_names_is_always_seen_through(names: list[str], wra
     wrapped = [f"{wrapper}.{name}" for name in names]
     first, other = align([names, wrapped])
     assert {n.removeprefix(first) for n in names} == {n.removeprefix(other) for n in wrapped}
+
+
+def test_a_file_all_of_whose_tensors_have_one_name_costs_no_more_than_any_other() -> None:
+    """Sections of a pickle can spell one dotted name in thousands of ways; that took the square of how many."""
+    tensor = TensorInfo("state_dict.a", "float32", (1,), (1,), "0", 0, 4, "weights")
+    inspection = Inspection(checkpoint_path="/a.ckpt", identity=FileIdentity(1, 2, 3, 4), tensors=(tensor,) * 100_000)
+    description = Description(inspection=inspection, findings=(), metadata=CheckpointMetadata())
+    record = make_record(
+        Root(b"/"),
+        b"a.ckpt",
+        description,
+        Health.VALID,
+        identities=Identities(inspection.identity),
+        metadata_source=MetadataSource.NONE,
+    )
+    section = compare_tensors([record.entry] * 2, [description] * 2, TensorSelection(changes=frozenset(TensorChange)))
+    assert section.totals == (100_000, 100_000)
+    assert section.total == 100_000
+    assert [row.name for row in section.rows[:3]] == ["state_dict.a", "state_dict.a (2)", "state_dict.a (3)"]
