@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import ssl
 import subprocess
+import tempfile
 import textwrap
 import tomllib
 from typing import Any
@@ -96,6 +97,7 @@ class Installation:
         self.machine = machine
         self.checkout = checkout
         self._wheels = wheels
+        self._built: dict[str, str] = {}
 
     def install(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run scripts/install there."""
@@ -104,6 +106,19 @@ class Installation:
         return self.machine.run(
             f"{self.checkout}/scripts/install", *arguments, check=check, timeout_s=900, env=offline | page
         )
+
+    def install_built(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """The same with a wheel that is built once for each version of the checkout, as scripts/install builds it."""
+        version = (self.checkout / "pyproject.toml").read_text(encoding="utf-8")
+        if version not in self._built:
+            scratch = tempfile.mkdtemp(dir=self.checkout.parent)
+            run = [system_python(), "-I", "-c", _BUILD, str(self.checkout / "scripts/lib"), scratch]
+            offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self._wheels), "PIP_CONFIG_FILE": "/dev/null"}
+            done = subprocess.run(
+                run, env=os.environ | offline, check=True, timeout=900, stdout=subprocess.PIPE, text=True
+            )
+            self._built[version] = done.stdout.split()[-1]
+        return self.install("--wheel", self._built[version], *arguments, check=check)
 
     def get(self, path: str, url: str = URL, **headers: str) -> httpx.Response:
         """One request, from the machine itself."""
@@ -169,3 +184,9 @@ class Installation:
 
 
 _OF_THE_DAEMON = ("ExecStart", "ExecReload", "Type=", "Restart", "Watchdog", "NotifyAccess", "Requires=", "WantedBy")
+_BUILD = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from install_package import build_wheel
+print(build_wheel(pathlib.Path(sys.argv[2])))
+"""

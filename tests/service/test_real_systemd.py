@@ -5,6 +5,7 @@ import io
 import pathlib
 import pickle
 import re
+import socket
 import threading
 import time
 import zipfile
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from tests.service.checkpoints import checkpoint_bytes, rename_in, write_in_place
-from tests.service.daemons import eventually
+from tests.service.daemons import DEADLINE_S, eventually
 from tests.service.installed_service import (
     PORT,
     STATE,
@@ -36,6 +37,8 @@ STOP_S = 5
 CLD_EXITED = "1"
 """Of `si_code`, wait(2): it ended by itself, and was not killed."""
 CHANGES = "90-test"
+EVERYBODY = {"0.0.0.0/0", "::/0"}
+"""`any`, systemd.resource-control(5)."""
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +108,109 @@ def test_the_workers_own_sandbox_is_full_within_the_units(service: Installation)
 
 
 def test_installing_again_changes_and_restarts_nothing(service: Installation) -> None:
+    """Unless settings were changed: then that is what it was run for."""
+    service.install_built("--root", OUTPUTS)
     pid = service.main_pid()
-    config = service.machine.path("/etc/ckptd/ckptd.yaml")
-    config.write_text(config.read_text() + "# mine\n")
-    said = service.install("--root", OUTPUTS).stdout
+    said = service.install_built("--root", OUTPUTS).stdout
     assert "wrote" not in said
     assert "kept /opt/ckptd: it holds this version already" in said
     assert service.main_pid() == pid
+    config = service.machine.path("/etc/ckptd/ckptd.yaml")
+    config.write_text(config.read_text() + "# mine\n")
+    assert f"restart {SERVICE}" in service.install_built("--root", OUTPUTS).stdout
+    assert service.main_pid() not in (0, pid)
     assert config.read_text().endswith("# mine\n")
+
+
+def test_bringing_it_up_to_date_keeps_the_group_that_it_was_given(service: Installation) -> None:
+    """It once took the group away from whoever left out --group the second time."""
+    service.machine.run("groupadd", "--force", "ml")
+    service.install_built("--group", "ml")
+    service.install_built()
+    assert "ml" in service.machine.show(SERVICE, "SupplementaryGroups").split()
+
+
+def test_a_tree_that_the_service_cannot_use_is_told_at_once(service: Installation) -> None:
+    machine = service.machine
+    try:
+        machine.run("chown", "root:root", OUTPUTS)
+        assert (
+            f"ckptd cannot write into {OUTPUTS} (drwxr-xr-x, of root): until it can" in service.install_built().stdout
+        )
+        machine.run("chmod", "700", OUTPUTS)
+        assert f"ckptd cannot read {OUTPUTS} (drwx------, of root): until it can" in service.install_built().stdout
+    finally:
+        machine.run("chmod", "755", OUTPUTS)
+        machine.run("chown", "ckptd:ckptd", OUTPUTS)
+
+
+def test_a_port_that_is_taken_is_named_with_what_to_do(service: Installation) -> None:
+    """By anybody, or by another set-up of ckptd, which is not enabled then."""
+    machine = service.machine
+    refused = service.install_built("--read-only", check=False)
+    assert refused.returncode == 3
+    assert f"port {PORT} is taken: ckptd.socket has it" in refused.stderr
+    assert machine.systemctl("is-enabled", "ckptd-readonly.service", check=False) == "disabled"
+    machine.systemctl("stop", SOCKET, SERVICE)
+    with machine.network():
+        stranger = socket.create_server(("127.0.0.1", PORT))
+    with stranger:
+        refused = service.install_built(check=False)
+    assert refused.returncode == 3
+    assert f"port {PORT} is taken: `ss -ltnp` shows by whom" in refused.stderr
+
+
+def test_a_token_file_that_is_demanded_and_missing_is_named_as_the_reason(service: Installation) -> None:
+    machine = service.machine
+    machine.drop_in(SERVICE, CHANGES, "[Service]\nLoadCredential=ckptd.token:/etc/keys/none\n")
+    refused = service.install_built(check=False)
+    assert refused.returncode == 3
+    assert "a file named by LoadCredential= is missing" in refused.stderr
+
+
+def test_settings_that_cannot_be_used_are_refused_before_what_runs_is_touched(service: Installation) -> None:
+    config = service.machine.path("/etc/ckptd/ckptd.yaml")
+    before, pid = config.read_text(), service.main_pid()
+    config.write_text(before.replace("roots:", "rots:"))
+    try:
+        refused = service.install_built(check=False)
+    finally:
+        config.write_text(before)
+    assert refused.returncode == 3
+    assert "rots: there is no such setting" in refused.stderr
+    assert service.main_pid() == pid
+
+
+def test_two_installations_at_once_do_not_meet(service: Installation) -> None:
+    machine = service.machine
+    machine.run("systemd-run", "--unit=other-install", "flock", "/run/ckptd-install.lock", "sleep", "600")
+    try:
+        free = ("flock", "--nonblock", "/run/ckptd-install.lock", "true")
+        eventually(lambda: machine.run(*free, check=False).returncode, "it is locked")
+        refused = service.install_built(check=False)
+    finally:
+        machine.systemctl("stop", "other-install.service")
+    assert refused.returncode == 3
+    assert "another scripts/install is at work" in refused.stderr
+
+
+def test_a_disk_without_room_is_told_and_the_next_run_makes_it_whole(service: Installation) -> None:
+    """Half an environment stayed behind, in which pip itself no longer worked."""
+    machine = service.machine
+    machine.path("/srv/small").mkdir(exist_ok=True)
+    machine.run("mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", "/srv/small")
+    prefix = ("--prefix", "/srv/small/ckptd", "--owner", "nobody", "--no-start")
+    try:
+        refused = service.install_built(*prefix, check=False)
+        assert refused.returncode == 3
+        assert "whose disk has" in refused.stderr
+        machine.run("mount", "-o", "remount,size=400m", "/srv/small")
+        service.install_built(*prefix)
+        assert machine.run("/srv/small/ckptd/bin/ckptd", "--version").stdout.startswith("ckptd ")
+    finally:
+        machine.systemctl("disable", "ckptd@nobody.service", check=False)
+        service.install_built("--prefix", "/opt/ckptd")
+        machine.run("umount", "-l", "/srv/small")
 
 
 def test_an_upgrade_in_place_keeps_everything_and_refuses_nobody(service: Installation) -> None:
@@ -402,6 +500,19 @@ def test_over_restarts_connections_wait_and_none_is_refused(service: Installatio
     assert another.failures == []
 
 
+def test_a_client_that_says_nothing_until_the_service_has_restarted_is_answered(service: Installation) -> None:
+    """The kernel keeps what was connected and has not spoken: nobody accepts it, and nobody resets it."""
+    machine = service.machine
+    with machine.network():
+        silent = [socket.create_connection(("127.0.0.1", PORT), timeout=DEADLINE_S) for _ in range(50)]
+    machine.systemctl("stop", SERVICE)
+    assert machine.show(SERVICE, "MainPID") == "0", "who says nothing starts nothing"
+    for client in silent:
+        with client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert client.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
+
+
 def test_a_connection_starts_a_service_that_was_stopped(service: Installation) -> None:
     service.machine.systemctl("stop", SERVICE)
     assert service.machine.show(SERVICE, "MainPID") == "0"
@@ -534,6 +645,16 @@ for address in ("127.0.0.1", "192.0.2.1"):
         except OSError as error:
             result[address] = type(error).__name__
 """
+_NETWORKLESS = """
+import os, socket
+result = {"interfaces": sorted(line.split(":")[0].strip() for line in open("/proc/self/net/dev") if ":" in line)}
+for family in ("AF_INET", "AF_INET6"):
+    try:
+        socket.socket(getattr(socket, family), socket.SOCK_DGRAM).close()
+        result[family] = "made"
+    except OSError as error:
+        result[family] = error.strerror
+"""
 _ADD_ADDRESS = """
 import fcntl, socket, struct
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # netdevice(7): SIOCSIFADDR of an alias
@@ -542,16 +663,32 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # netdevic
 """
 
 
-def test_the_unit_reaches_nobody_but_this_machine(service: Installation) -> None:
+def assert_reaches_nobody_else(service: Installation, unit: str) -> None:
     """IPAddressDeny=, where the kernel has the filters; the address is there, and others reach it."""
     machine = service.machine
     machine.run("/usr/bin/python3", "-c", _ADD_ADDRESS)
     probe = _REACHES + "print(result)"
     assert "'192.0.2.1': 'sent'" in machine.run("/usr/bin/python3", "-c", probe).stdout
-    reached = service.inside(_REACHES)
+    assert set(machine.show(unit, "IPAddressDeny").split()) == EVERYBODY, "systemd has understood it"
+    reached = service.inside(_REACHES, unit)
     if reached["192.0.2.1"] == "sent" and "BPF/cgroup firewalling" in machine.journal("probe.service"):
         pytest.skip("the kernel here offers systemd no filters by address (cgroup v2 with BPF)")
     assert reached == {"127.0.0.1": "sent", "192.0.2.1": "PermissionError"}
+
+
+@pytest.mark.parametrize("unit", [SERVICE, "ckptd@nobody.service"])
+def test_a_unit_reaches_nobody_but_this_machine(service: Installation, unit: str) -> None:
+    """The service of a group, and the template of those of owners."""
+    assert_reaches_nobody_else(service, unit)
+
+
+def test_the_read_only_unit_has_no_network_at_all(service: Installation) -> None:
+    """Its filters by address cannot be met: there is no socket to send from, and none leads anywhere."""
+    machine = service.machine
+    assert set(machine.show("ckptd-readonly.service", "IPAddressDeny").split()) == EVERYBODY
+    seen = service.inside(_NETWORKLESS, "ckptd-readonly.service")
+    assert seen["AF_INET"] == seen["AF_INET6"] == "Address family not supported by protocol"
+    assert seen["interfaces"] == ["lo"]
 
 
 # ---- whose files -------------------------------------------------------------------------------------------------
