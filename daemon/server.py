@@ -89,13 +89,18 @@ def run(settings: Settings, log: structlog.stdlib.BoundLogger, zygote: ZygotePro
         log.error("cannot start", error=str(error))
         return 3
     finally:
-        stuck.cancel()
+        # Python waits at its end for threads whose work nobody waits for any more.
+        if not any(thread is not threading.main_thread() and not thread.daemon for thread in threading.enumerate()):
+            stuck.cancel()
     return 0
 
 
 def _give_up(log: structlog.stdlib.BoundLogger) -> None:
     """Runs in a thread of its own, some time after the service was asked to end."""
-    log.error("the service does not end by itself: a disk does not answer", remedy="see the stacks that follow")
+    log.error(
+        "the service does not end by itself: a disk does not answer, or work never ends",
+        remedy="see the stacks that follow",
+    )
     faulthandler.dump_traceback()
     sys.stderr.flush()
     os._exit(128 + signal.SIGTERM)  # the state is a write-ahead log: what was told is on disk
