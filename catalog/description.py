@@ -94,6 +94,8 @@ class OpenedFiles(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[int, ...] = ()
     shards: tuple[int, ...] = ()
     """Of the files of a directory that are `opened`, in the order of `DescribeRequest.shards`."""
+    owner: int | None = None
+    """User id of the checkpoint's owner; None where nobody asked, and then no other file is parsed beside it."""
 
     def all(self) -> tuple[int, ...]:
         """Every descriptor: checkpoint, sidecars, config, records, shards."""

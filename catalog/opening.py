@@ -84,6 +84,7 @@ def open_checkpoint(
             config=config,
             records=tuple(records.values()),
             shards=parts,
+            owner=os.fstat(checkpoint).st_uid,
         )
         identities = identities_of(request, files)
         undo.pop_all()
@@ -149,7 +150,14 @@ def open_named(
         records = tuple(beside[name] for name in request.record_names)
         yield (
             request,
-            OpenedFiles(checkpoint=checkpoint, sidecars=sidecars, config=config, records=records, shards=parts),
+            OpenedFiles(
+                checkpoint=checkpoint,
+                sidecars=sidecars,
+                config=config,
+                records=records,
+                shards=parts,
+                owner=os.fstat(checkpoint).st_uid,
+            ),
         )
 
 

@@ -18,6 +18,7 @@ from ckptd.validators.findings import finding
 from ckptd.validators.inspection import FileIdentity, Seal
 
 from .answers import Death
+from .closing import Closer
 from .key import Key
 from .look import READ_ERROR, Opened, Sight, could_not_read
 from .lookout import Lookout, inode_at
@@ -82,6 +83,7 @@ class Describer:
         self._unsteady: collections.Counter[Key] = collections.Counter()
         self._refused: collections.Counter[Key] = collections.Counter()
         self._mistaken: collections.Counter[Key] = collections.Counter()
+        self._closer = Closer()
         self.described = 0
         """Descriptions that were asked of workers and made, since the start."""
 
@@ -131,7 +133,7 @@ class Describer:
         try:
             description = await self._ask(key, sight.opened)
         finally:
-            sight.opened.close()
+            self._closer.close(key.root, sight.opened.close)
         self.described += 1
         return description
 

@@ -3,6 +3,7 @@
 Everything that touches the filesystem on behalf of one checkpoint happens here; what it means is decided by `settle`.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -43,9 +44,8 @@ class Opened(msgspec.Struct, frozen=True):
     """Whether somebody has it open for writing; None where the system does not say."""
 
     def close(self) -> None:
-        """Close every descriptor."""
-        for fd in self.files.all():
-            os.close(fd)
+        """Close every descriptor. Blocks while a disk does not answer."""
+        _close(self.files)
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -158,8 +158,7 @@ class Viewer(msgspec.Struct, frozen=True, kw_only=True):
         if link is not None:
             identities = msgspec.structs.replace(identities, link=identity_of(link))
         if not must_read and known is not None and _is_settled(known) and known.identities.are_still(identities):
-            for fd in files.all():
-                os.close(fd)
+            _close(files)
             return Sight(kind=LookKind.UNCHANGED)
         shown = msgspec.structs.replace(
             request,
@@ -400,3 +399,9 @@ def could_not_read(record: Record) -> bool:
 
 def _is_settled(record: Record) -> bool:
     return record.entry.health in (Health.VALID, Health.INVALID) and not could_not_read(record)
+
+
+def _close(files: OpenedFiles) -> None:
+    for fd in files.all():
+        with contextlib.suppress(OSError):  # of the flush; it is closed all the same (close(2))
+            os.close(fd)

@@ -24,6 +24,7 @@ from ckptd.validators.findings import Severity
 from ckptd.validators.inspection import Level
 
 from .agenda import Agenda, Wanted
+from .closing import Closer
 from .journal import Journal
 from .key import Key
 from .look import Viewer
@@ -116,6 +117,7 @@ class Verifier:
         """When the state is asked for old verifications again; monotonic."""
         self._oldest_at: float | None = None
         self._wake = anyio.Event()
+        self._closer = Closer()
         self._under_way: str | None = None
         self._problem: str | None = None
         self._effort = Effort()
@@ -281,9 +283,9 @@ class Verifier:
                     readers.start_soon(self._read, pool, file, opened)
         finally:
             self._under_way = None
-            for reading in opened.values():
+            for file, reading in opened.items():
                 if isinstance(reading, Reading):
-                    reading.close()
+                    self._closer.close(file.key.root, reading.close)
         seconds = (anyio.current_time() - began_at) / len(group)
         async with anyio.create_task_group() as publishers:
             for file in group:

@@ -70,8 +70,7 @@ class Work:
         )
         self.descriptors = (*files.all(), *(() if self._list is None else (self._list,)))
         self.size_bytes = len(msgspec.msgpack.encode(self.job))
-        self.owner = os.fstat(files.checkpoint).st_uid
-        """Only files of one owner share a child: who takes it over can read, and tell, what else it holds."""
+        self.owner = files.owner
         self.alone = request.timeout_s is not None
         """It must not share a child with earlier jobs. What asks for its own time would keep others waiting."""
         self.was_killed = False
@@ -87,8 +86,12 @@ class Work:
             self._list = None
 
     def may_share_with(self, other: "Work") -> bool:
-        """Whether both may be given to one child."""
-        return not self.alone and not other.alone and self.owner == other.owner
+        """Whether both may be given to one child.
+
+        Only files of one owner may: who takes it over can read, and tell, what else it holds.
+        """
+        is_same_owner = self.owner is not None and self.owner == other.owner
+        return is_same_owner and not self.alone and not other.alone
 
     def settle(self, outcome: bytes | Exception) -> None:
         self.outcome = outcome

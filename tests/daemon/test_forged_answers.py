@@ -54,6 +54,7 @@ async def test_no_child_holds_files_of_two_owners(tmp_path: pathlib.Path) -> Non
         owner, path = 61_001 + number // 4 % 2, tmp_path / f"{number}.ckpt"
         with opened(path, "owners x") as (request, files):
             os.chown(files.checkpoint, owner, owner)
+            files = msgspec.structs.replace(files, owner=owner)
             owners = (await pool.describe(request, files)).config
             assert isinstance(owners, list)
             held.append((owner, owners))

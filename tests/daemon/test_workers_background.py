@@ -45,7 +45,7 @@ def _request(path: pathlib.Path, level: Level) -> Iterator[tuple[DescribeRequest
     fd = os.open(path, os.O_RDONLY)
     try:
         request = DescribeRequest(checkpoint_path=str(path), relative_path=os.fsencode(path.name), level=level)
-        yield request, OpenedFiles(checkpoint=fd)
+        yield request, OpenedFiles(checkpoint=fd, owner=os.geteuid())
     finally:
         os.close(fd)
 

@@ -94,6 +94,7 @@ async def _describe(
             checkpoint=opened[0],
             sidecars=() if sidecar is None else (opened[1],),
             config=None if config is None else opened[-1],
+            owner=os.geteuid(),
         )
         return await pool.describe(request, files)
     finally:

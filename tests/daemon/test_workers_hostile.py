@@ -73,6 +73,7 @@ async def _describe(pool: WorkerPool, path: pathlib.Path, sidecar: pathlib.Path 
             checkpoint=opened[0],
             sidecars=tuple(opened[1:2]),
             config=opened[2] if len(opened) > 2 else None,
+            owner=os.geteuid(),
         )
         return await pool.describe(request, files)
     finally:

@@ -221,6 +221,7 @@ def opened(
         files = OpenedFiles(
             checkpoint=_open(path, stack),
             config=None if config is None else _open(_written(path.with_suffix(".yaml"), config), stack),
+            owner=os.geteuid(),
         )
         yield DescribeRequest(checkpoint_path=str(path), relative_path=os.fsencode(path.name)), files
 

@@ -89,7 +89,7 @@ async def _ends_as_a_finding(directory: Path, mutants: Mutants, killed: dict[str
             descriptor = os.open(path, os.O_RDONLY)
             request = DescribeRequest(checkpoint_path=str(path), relative_path=os.fsencode(path.name))
             try:
-                description = await pool.describe(request, OpenedFiles(checkpoint=descriptor))
+                description = await pool.describe(request, OpenedFiles(checkpoint=descriptor, owner=os.geteuid()))
             except WorkerDied as death:
                 assert finding_for(death).severity is Severity.ERROR  # noqa: PT017
             else:
